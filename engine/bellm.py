@@ -1,0 +1,204 @@
+"""BeLLM: the last attention layers of a decoder language model look in both directions.
+
+Layers below `start` stay causal, layers from `start` on see every real token of their own text
+(Li & Li, BeLLM, NAACL 2024: backward dependency enhanced large language models). Padding stays
+invisible everywhere.
+
+The model's own code is left alone. Each attention module of a bidirectional layer gets two
+changes, and both are needed: `is_causal` is switched off, because SDPA applies it when there is
+no mask; and the causal mask, where there is one, is replaced by its symmetric form.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from embell.errors import EncoderError
+
+
+def symmetrise(mask: Tensor | None) -> Tensor | None:
+    """Turn a causal attention mask into the same mask in both directions.
+
+    `mask` is `(batch, 1, queries, keys)`: bool with True for "attend", or additive with the
+    dtype's minimum for "do not". Windows and the borders of packed texts stay intact, padding
+    keys stay hidden. None means "no mask" and is returned as it is.
+
+    Raises EncoderError for masks of another kind (flash and flex attention).
+    """
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.ndim != 4:
+        raise EncoderError(
+            "bidirectional layers need eager or sdpa attention; load the model with attn_implementation='sdpa'"
+        )
+    keep = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    if keep.shape[-1] != keep.shape[-2]:
+        raise EncoderError("bidirectional layers cannot read from a key-value cache; call the model with use_cache=False")
+    real_key = keep.any(dim=-2, keepdim=True)  # a key that somebody may see is a real token
+    both = (keep | keep.transpose(-1, -2)) & real_key
+    # A padding query that sees nothing would turn into NaN in some kernels.
+    both = both | (~both.any(dim=-1, keepdim=True) & real_key)
+    if mask.dtype == torch.bool:
+        return both
+    return torch.zeros_like(mask).masked_fill(~both, torch.finfo(mask.dtype).min)
+
+
+class _Symmetriser:
+    """Symmetrises each mask once per forward pass, though many layers receive the same one."""
+
+    def __init__(self) -> None:
+        self._source: weakref.ref[Tensor] | None = None
+        self._result: Tensor | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if "attention_mask" not in kwargs:
+            raise EncoderError(f"{type(module).__name__} does not take its attention_mask by name; it cannot be made bidirectional")
+        return args, {**kwargs, "attention_mask": self._symmetric(kwargs["attention_mask"])}
+
+    def _symmetric(self, mask: Tensor | None) -> Tensor | None:
+        if mask is None:
+            return None
+        if self._source is None or self._source() is not mask:
+            self._result = symmetrise(mask)
+            self._source = weakref.ref(mask, self._forget)
+        return self._result
+
+    def _forget(self, source: weakref.ref[Tensor]) -> None:
+        if source is self._source:
+            self._source = self._result = None
+
+
+def attention_modules(model: nn.Module) -> dict[int, nn.Module]:
+    """The self-attention module of each layer, by layer index.
+
+    Raises EncoderError if a layer of the model has none that can be made bidirectional.
+    """
+    found: dict[int, nn.Module] = {}
+    for module in model.modules():
+        index = getattr(module, "layer_idx", None)
+        if hasattr(module, "is_causal") and index is not None and not getattr(module, "is_cross_attention", False):
+            found[int(index)] = module
+    return found
+
+
+def resolve_start(start: int | None, layers: int) -> int:
+    """The first bidirectional layer as a number from 0 to `layers`; `layers` means none.
+
+    `start` counts from 0, or from the end when negative (-1 is the last layer); None means that
+    every layer stays causal.
+
+    Raises EncoderError when it lies outside the model.
+    """
+    if start is None:
+        return layers
+    resolved = start + layers if start < 0 else start
+    if not 0 <= resolved < layers:
+        raise EncoderError(f"start layer {start} lies outside the model, which has {layers} layers: use 0 to {layers - 1}, -{layers} to -1, or none")
+    return resolved
+
+
+def make_bidirectional(model: nn.Module, start: int) -> Callable[[], None]:
+    """Let layers `start` to L-1 of a Hugging Face decoder attend in both directions, in place.
+
+    `start` is absolute, from 0 (all layers) to L (none). Returns a function that undoes it.
+    Gradients, gradient checkpointing and LoRA adapters work as before.
+
+    Raises EncoderError if the model has no such layers, or uses an attention kernel whose masks
+    cannot be made symmetric.
+    """
+    layers = int(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    found = {index: module for index, module in attention_modules(model).items() if index >= start}
+    missing = sorted(set(range(start, layers)) - set(found))
+    if missing:
+        raise EncoderError(
+            f"layer {missing[0]} of this {model.config.model_type} model has no attention that can be made bidirectional "  # type: ignore[union-attr]
+            "(state-space and linear-attention layers are not supported)"
+        )
+    kernel = getattr(model.config, "_attn_implementation", None)
+    if found and kernel not in ("eager", "sdpa"):
+        raise EncoderError(f"bidirectional layers need eager or sdpa attention, not {kernel!r}: load the model with attn_implementation='sdpa'")
+    hook = _Symmetriser()
+    handles = []
+    before = {index: module.is_causal for index, module in found.items()}
+    for module in found.values():
+        module.is_causal = False  # type: ignore[assignment]
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+        for index, module in found.items():
+            module.is_causal = before[index]
+
+    return undo
+
+
+def forward(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, **options: Any) -> Any:
+    """Run the decoder on a padded batch; padding may stand on either side.
+
+    `input_ids` and `attention_mask` (1 for real tokens) are `(batch, length)` int64. Positions count
+    real tokens only, which models with absolute positions need under left padding.
+    """
+    if attention_mask is not None:
+        options["position_ids"] = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options)
+
+
+@torch.no_grad()
+def probe(model: nn.Module, start: int) -> None:
+    """Check that the loaded model really looks the way `start` says.
+
+    Two texts that differ in their last token only: before it, the inputs of layers up to `start`
+    must agree, and the outputs of layers from `start` on must differ. Run without padding and with a
+    padded row, because a model can turn silently causal on either path.
+
+    Raises EncoderError if a layer looks in another direction than it should.
+    """
+    layers = int(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    length = 6
+    generator = torch.Generator().manual_seed(0)
+    device = next(model.parameters()).device
+    first = torch.randint(0, vocabulary, (1, length), generator=generator)
+    second = first.clone()
+    second[0, -1] = (first[0, -1] + vocabulary // 2) % vocabulary
+
+    for padded in (False, True):
+        states = []
+        for ids in (first, second):
+            mask = None
+            if padded:  # the row under test has two pads on the right, its neighbour has none
+                neighbour = torch.cat([first, first[:, :2]], dim=1)
+                ids = torch.cat([torch.nn.functional.pad(ids, (0, 2)), neighbour])
+                mask = torch.ones_like(ids)
+                mask[0, length:] = 0
+            with _evaluating(model):
+                output = forward(
+                    model, ids.to(device), None if mask is None else mask.to(device), output_hidden_states=True
+                )
+            states.append([h[0, length - 2].float() for h in output.hidden_states])
+        for index, (one, other) in enumerate(zip(*states, strict=True)):
+            sees_later = not torch.equal(one, other)
+            if sees_later != (index > start):
+                wrong = "looks ahead" if sees_later else "is causal"
+                layer = max(index - 1, 0)
+                raise EncoderError(
+                    f"probe failed: layer {layer} of {layers} {wrong} {'on padded batches' if padded else 'without padding'}, "
+                    f"but the start layer is {start}; this transformers version or attention kernel is not supported"
+                )
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
