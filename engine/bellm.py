@@ -29,15 +29,15 @@ def symmetrise(mask: Tensor | None) -> Tensor | None:
     dtype's minimum for "do not". Windows and the borders of packed texts stay intact, padding
     keys stay hidden. None means "no mask" and is returned as it is.
 
-    Raises EncoderError for masks of another kind (flash and flex attention).
+    Raises EncoderError for masks of another kind (flash and flex attention, one mask per head).
     """
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or mask.ndim != 4:
-        raise EncoderError(
-            "bidirectional layers need eager or sdpa attention; load the model with attn_implementation='sdpa'"
-        )
+        raise EncoderError("bidirectional layers need eager or sdpa attention; load the model with attn_implementation='sdpa'")
     keep = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    if keep.shape[1] != 1:  # ALiBi biases are part of such a mask, and they only make sense backwards
+        raise EncoderError("this model has a separate attention mask for each head; it cannot be made bidirectional")
     if keep.shape[-1] != keep.shape[-2]:
         raise EncoderError("bidirectional layers cannot read from a key-value cache; call the model with use_cache=False")
     real_key = keep.any(dim=-2, keepdim=True)  # a key that somebody may see is a real token
@@ -53,32 +53,34 @@ class _Symmetriser:
     """Symmetrises each mask once per forward pass, though many layers receive the same one."""
 
     def __init__(self) -> None:
-        self._source: weakref.ref[Tensor] | None = None
-        self._result: Tensor | None = None
+        # One tuple, so that threads which share the model never meet the mask of one with the result of another.
+        self._last: tuple[weakref.ref[Tensor] | None, Tensor | None] = (None, None)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if "attention_mask" not in kwargs:
-            raise EncoderError(f"{type(module).__name__} does not take its attention_mask by name; it cannot be made bidirectional")
+            raise EncoderError(
+                f"{type(module).__name__} does not take its attention_mask by name; it cannot be made bidirectional"
+            )
         return args, {**kwargs, "attention_mask": self._symmetric(kwargs["attention_mask"])}
 
     def _symmetric(self, mask: Tensor | None) -> Tensor | None:
         if mask is None:
             return None
-        if self._source is None or self._source() is not mask:
-            self._result = symmetrise(mask)
-            self._source = weakref.ref(mask, self._forget)
-        return self._result
+        source, result = self._last
+        if source is None or source() is not mask:
+            result = symmetrise(mask)
+            self._last = (weakref.ref(mask, self._forget), result)
+        return result
 
     def _forget(self, source: weakref.ref[Tensor]) -> None:
-        if source is self._source:
-            self._source = self._result = None
+        if source is self._last[0]:
+            self._last = (None, None)
 
 
 def attention_modules(model: nn.Module) -> dict[int, nn.Module]:
-    """The self-attention module of each layer, by layer index.
-
-    Raises EncoderError if a layer of the model has none that can be made bidirectional.
-    """
+    """The self-attention module of each layer that has one which can be made bidirectional, by layer index."""
     found: dict[int, nn.Module] = {}
     for module in model.modules():
         index = getattr(module, "layer_idx", None)
@@ -99,7 +101,10 @@ def resolve_start(start: int | None, layers: int) -> int:
         return layers
     resolved = start + layers if start < 0 else start
     if not 0 <= resolved < layers:
-        raise EncoderError(f"start layer {start} lies outside the model, which has {layers} layers: use 0 to {layers - 1}, -{layers} to -1, or none")
+        raise EncoderError(
+            f"start layer {start} lies outside the model, which has {layers} layers: "
+            f"use 0 to {layers - 1}, -{layers} to -1, or none"
+        )
     return resolved
 
 
@@ -112,17 +117,23 @@ def make_bidirectional(model: nn.Module, start: int) -> Callable[[], None]:
     Raises EncoderError if the model has no such layers, or uses an attention kernel whose masks
     cannot be made symmetric.
     """
-    layers = int(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    config = _text_config(model)
+    layers = int(config.num_hidden_layers)
+    if not 0 <= start <= layers:
+        raise EncoderError(f"start layer {start} lies outside the model, which has {layers} layers")
     found = {index: module for index, module in attention_modules(model).items() if index >= start}
-    missing = sorted(set(range(start, layers)) - set(found))
+    kinds = getattr(config, "layer_types", None) or [""] * layers  # a "hybrid" layer has a state space beside its attention
+    missing = [index for index in range(start, layers) if index not in found or kinds[index] == "hybrid"]
     if missing:
         raise EncoderError(
-            f"layer {missing[0]} of this {model.config.model_type} model has no attention that can be made bidirectional "  # type: ignore[union-attr]
+            f"layer {missing[0]} of this {config.model_type} model has no attention that can be made bidirectional "
             "(state-space and linear-attention layers are not supported)"
         )
-    kernel = getattr(model.config, "_attn_implementation", None)
+    kernel = getattr(config, "_attn_implementation", None)
     if found and kernel not in ("eager", "sdpa"):
-        raise EncoderError(f"bidirectional layers need eager or sdpa attention, not {kernel!r}: load the model with attn_implementation='sdpa'")
+        raise EncoderError(
+            f"bidirectional layers need eager or sdpa attention, not {kernel!r}: load the model with attn_implementation='sdpa'"
+        )
     hook = _Symmetriser()
     handles = []
     before = {index: module.is_causal for index, module in found.items()}
@@ -160,8 +171,7 @@ def probe(model: nn.Module, start: int) -> None:
 
     Raises EncoderError if a layer looks in another direction than it should.
     """
-    layers = int(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
-    vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    layers, vocabulary = int(_text_config(model).num_hidden_layers), int(_text_config(model).vocab_size)
     length = 6
     generator = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
@@ -171,18 +181,20 @@ def probe(model: nn.Module, start: int) -> None:
 
     for padded in (False, True):
         states = []
-        for ids in (first, second):
-            mask = None
-            if padded:  # the row under test has two pads on the right, its neighbour has none
+        for pair in ((first, second), (second, first)):
+            # Both texts are in both batches: an expert layer then computes on the same tokens, hence rounds the same.
+            ids, mask = torch.cat(pair), None
+            if padded:  # the texts have two pads on the right, their neighbour has none
                 neighbour = torch.cat([first, first[:, :2]], dim=1)
                 ids = torch.cat([torch.nn.functional.pad(ids, (0, 2)), neighbour])
                 mask = torch.ones_like(ids)
-                mask[0, length:] = 0
+                mask[:2, length:] = 0
             with _evaluating(model):
-                output = forward(
-                    model, ids.to(device), None if mask is None else mask.to(device), output_hidden_states=True
-                )
-            states.append([h[0, length - 2].float() for h in output.hidden_states])
+                output = forward(model, ids.to(device), None if mask is None else mask.to(device), output_hidden_states=True)
+            hidden = getattr(output, "hidden_states", None) or ()
+            if len(hidden) != layers + 1:
+                raise EncoderError(f"probe failed: the model has {layers} layers but returns {len(hidden)} hidden states")
+            states.append([h[0, length - 2].float() for h in hidden])
         for index, (one, other) in enumerate(zip(*states, strict=True)):
             sees_later = not torch.equal(one, other)
             if sees_later != (index > start):
@@ -192,6 +204,19 @@ def probe(model: nn.Module, start: int) -> None:
                     f"probe failed: layer {layer} of {layers} {wrong} {'on padded batches' if padded else 'without padding'}, "
                     f"but the start layer is {start}; this transformers version or attention kernel is not supported"
                 )
+
+
+def _text_config(model: nn.Module) -> Any:
+    """The configuration of the language model itself, which a multimodal model nests inside its own."""
+    config: Any = model.config
+    if config.is_encoder_decoder:
+        raise EncoderError(
+            f"a {config.model_type} model has an encoder and a decoder; only plain decoders can be made bidirectional"
+        )
+    text = config.get_text_config()
+    if not hasattr(text, "num_hidden_layers"):
+        raise EncoderError(f"a {config.model_type} model is not one stack of decoder layers; it cannot be made bidirectional")
+    return text
 
 
 @contextlib.contextmanager

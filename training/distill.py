@@ -27,11 +27,12 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from embell.engine import bellm
+from embell.engine.spec import ModelSettings
 from embell.errors import EmbellError
 from embell.training import sources
 
@@ -100,23 +101,26 @@ def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
     return states.masked_fill(~real, 0.0).sum(dim=1) / real.sum(dim=1)
 
 
+def student_config(recipe: Recipe) -> LlamaConfig:
+    """The architecture; the padding token is the first of the vocabulary."""
+    return LlamaConfig(
+        vocab_size=recipe.vocabulary,
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.inner,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+        tie_word_embeddings=True,
+    )
+
+
 def build_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, teacher: Teacher) -> LlamaModel:
     """The student before training: teacher's token vectors, small residual branches."""
     torch.manual_seed(recipe.seed)
-    model = LlamaModel(
-        LlamaConfig(
-            vocab_size=recipe.vocabulary,
-            hidden_size=recipe.hidden,
-            intermediate_size=recipe.inner,
-            num_hidden_layers=recipe.layers,
-            num_attention_heads=recipe.heads,
-            max_position_embeddings=512,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=None,
-            eos_token_id=None,
-            tie_word_embeddings=True,
-        )
-    )
+    model = LlamaModel(student_config(recipe))
     strings = [tokenizer.decode([token]).strip() or " " for token in range(recipe.vocabulary)]
     rows = torch.cat([teacher(strings[i : i + 512]) for i in range(0, len(strings), 512)])
     rows -= rows.mean(dim=0)
@@ -260,7 +264,30 @@ def distill(data: Path, teacher_directory: Path, run: Path, recipe: Recipe, only
                 save_checkpoint(run, step + 1, model, optimizer)
                 saved = time.monotonic()
     save_checkpoint(run, len(batches), model, optimizer)
-    return run
+    return export(run)
+
+
+def export(run: Path) -> Path:
+    """Write the student of the last checkpoint as an encoder directory, RUN/model, in bf16.
+
+    Runs of white space become one space before tokenisation, as in the training texts.
+    """
+    values = json.loads((run / "recipe.json").read_text())["recipe"]
+    recipe = Recipe(**values)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(run / "tokenizer")
+    inner = tokenizer.backend_tokenizer
+    fold = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    inner.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), *fold])
+    tensors = load_file(run / "checkpoint.safetensors")
+    model = LlamaModel(student_config(recipe))
+    model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")})
+    directory = run / "model"
+    model.to(torch.bfloat16).save_pretrained(directory)
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token=PAD, padding_side="right", model_max_length=512, clean_up_tokenization_spaces=False
+    ).save_pretrained(directory)
+    ModelSettings(start_layer=recipe.start_layer, pooling="mean", max_length=512).write(directory)
+    return directory
 
 
 @click.command()

@@ -1,0 +1,410 @@
+"""Collection: a directory of documents, vectors and an index, that can be asked by meaning."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from embell.document import Document
+from embell.engine.manifest import FILE, Manifest
+from embell.engine.snapshot import Snapshot, build_generation
+from embell.errors import CollectionError, UsageError
+from embell.indexers.store import TABLE, Store, writer_lock
+from embell.indexers.vector_index import check_kind
+
+if TYPE_CHECKING:
+    from embell.engine.duplicates import Duplicates
+    from embell.engine.encoder import Encoder
+    from embell.engine.ingest import AddReport
+
+Array = np.ndarray[Any, Any]
+
+_INTERNAL = ("key", "id", "document", "start", "end", "text", "text_hash", "metadata_hash", "vector")
+_REBUILD_SHARE = 0.1
+"""The index is rebuilt when this share of the rows is not in it any more or not yet; until then those are searched exactly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One answer: the document's id, the exact cosine, its text and metadata.
+
+    In a collection of chunks `text` is the best chunk, and `start` and `end` are its character offsets
+    in the document.
+    """
+
+    id: str
+    score: float
+    text: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+    start: int | None = None
+    end: int | None = None
+
+
+class Collection:
+    """A collection on disk. Make one with `Collection.create`, open one with `Collection.open`."""
+
+    def __init__(self, path: Path, manifest: Manifest, encoder: Encoder | None) -> None:
+        self.path = path
+        self._manifest = manifest
+        self._store = Store.open(path, manifest.chunk is not None)
+        self._encoder = encoder
+        self._snapshot: Snapshot | None = None
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        encoder: Encoder | None,
+        *,
+        dim: int | None = None,
+        chunk: int | None = None,
+        index: str = "exact",
+        exist_ok: bool = False,
+    ) -> Collection:
+        """Make an empty collection.
+
+        With `dim`, documents bring their own vectors of that width, and `encoder`, if there is one, serves
+        queries. `chunk` splits documents into chunks of at most that many tokens. `index` is "exact" or
+        "faiss:FACTORY". With `exist_ok`, a collection that is there already is opened instead.
+
+        Raises CollectionError if the path holds something else, or a collection and not `exist_ok`.
+        """
+        directory = Path(path)
+        if encoder is None and dim is None:
+            raise UsageError("a collection needs an encoder, or the width (dim) of the vectors that documents bring")
+        if encoder is not None and dim is not None and encoder.dim != dim:
+            raise CollectionError(f"the vectors are {dim} wide, those of the model for queries {encoder.dim}: they cannot be compared")
+        if chunk is not None and dim is not None:
+            raise UsageError("documents that bring their own vectors cannot be split into chunks")
+        check_kind(index)
+        if directory.exists() and not directory.is_dir():
+            raise CollectionError(f"{directory}: not a collection but a file")
+        if not (directory / FILE).is_file():
+            # A killed creation leaves only these; anything else is somebody's folder.
+            strange = sorted(p.name for p in directory.iterdir() if p.name not in _OURS) if directory.is_dir() else []
+            if strange:
+                raise CollectionError(f"{directory}: not a collection, and not empty (it holds {strange[0]}); choose a new directory")
+            directory.mkdir(parents=True, exist_ok=True)
+            with writer_lock(directory):
+                if not (directory / FILE).is_file():
+                    width = dim if dim is not None else encoder.dim  # type: ignore[union-attr]
+                    Store.create(directory, width, chunk is not None)
+                    spec = None if encoder is None else encoder.spec
+                    Manifest(spec, dim is not None, width, chunk, index).write(directory)
+                    return cls(directory, Manifest.read(directory), encoder)
+        if not exist_ok:
+            raise CollectionError(f"{directory}: there is a collection already; open it, or choose another directory")
+        return cls.open(directory, encoder)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], encoder: Encoder | None = None) -> Collection:
+        """Open a collection; its encoder is loaded when it is first needed, unless one is given.
+
+        Raises CollectionError if there is no collection, or if it was made with another model than `encoder`.
+        """
+        directory = Path(path)
+        manifest = Manifest.read(directory)
+        if encoder is not None:
+            _check_encoder(directory, manifest, encoder)
+        return cls(directory, manifest, encoder)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the collection is made with, as last read."""
+        return self._manifest
+
+    @property
+    def store(self) -> Store:
+        """The table of documents and vectors."""
+        return self._store
+
+    def __len__(self) -> int:
+        """Number of rows: documents, or chunks."""
+        return self._store.count
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder of this collection, loaded now if it was not yet.
+
+        Raises CollectionError if the vectors were given and no model is known, or if the model that is found
+        is not the one that the collection was made with.
+        """
+        if self._encoder is None:
+            spec = self._manifest.encoder
+            if spec is None:
+                raise CollectionError(f"{self.path}: its vectors were given, so text queries need the model they came from: --model")
+            from embell.engine.encoder import EMBEDDED_NAME, Encoder
+
+            loaded = Encoder.load(
+                None if spec.backbone == EMBEDDED_NAME else spec.backbone,
+                revision=spec.revision,
+                start_layer=spec.start_layer,
+                pooling=spec.pooling,
+                query_prompt=spec.query_prompt,
+                document_prompt=spec.document_prompt,
+                max_length=spec.max_length,
+            )
+            _check_encoder(self.path, self._manifest, loaded)
+            self._encoder = loaded
+        return self._encoder
+
+    def add(
+        self,
+        documents: Iterable[Document],
+        *,
+        prune: bool = False,
+        commit_rows: int = 50_000,
+        commit_seconds: float = 60.0,
+        progress: Callable[[int], None] | None = None,
+        on_wait: Callable[[], None] | None = None,
+    ) -> AddReport:
+        """Bring documents in; only those that are new or whose text changed are encoded.
+
+        Rows are committed in groups of `commit_rows` or every `commit_seconds`: killed at any point, the same
+        call again finishes the job. `prune` deletes what the collection holds and `documents` does not.
+        Another writer is waited for. `progress` is called with the number of documents done since the last call.
+
+        Raises CorpusError for an id that stands twice or a field that does not fit its column, after committing
+        what came before it; CollectionError for vectors of another width, with NaN, or of length zero.
+        """
+        from embell.engine.ingest import ingest
+
+        with writer_lock(self.path, on_wait):
+            self._reload()
+            report = ingest(self, documents, prune, commit_rows, commit_seconds, progress)
+            self._refresh_index()
+        return report
+
+    @overload
+    def search(
+        self, queries: str, k: int = ..., *, where: str | None = ..., offset: int = ..., min_score: float | None = ..., chunks: bool = ...
+    ) -> list[Hit]: ...
+
+    @overload
+    def search(
+        self, queries: Sequence[str] | Array, k: int = ..., *, where: str | None = ..., offset: int = ...,
+        min_score: float | None = ..., chunks: bool = ...,
+    ) -> list[list[Hit]]: ...  # fmt: skip
+
+    def search(
+        self,
+        queries: str | Sequence[str] | Array,
+        k: int = 10,
+        *,
+        where: str | None = None,
+        offset: int = 0,
+        min_score: float | None = None,
+        chunks: bool = False,
+    ) -> list[Hit] | list[list[Hit]]:
+        """The `k` documents nearest in meaning to each query, best first.
+
+        A string gives one list of hits; a list of strings, or an array of vectors `(q, dim)`, a list of
+        such lists. `where` is an SQL condition on the metadata columns; `offset` skips the best hits;
+        `min_score` leaves out hits below that cosine. In a collection of chunks each document stands once,
+        with its best chunk, unless `chunks` asks for all of them.
+
+        Raises UsageError for a condition that does not fit the columns, or a `k` below 1.
+        """
+        if k < 1 or offset < 0:
+            raise UsageError(f"k must be at least 1 and offset at least 0, not {k} and {offset}")
+        if isinstance(queries, str):
+            if not queries.strip():
+                raise UsageError("the question is empty")
+            return self._search(self.encoder.encode([queries], "query"), k, where, offset, min_score, chunks, None)[0]
+        if isinstance(queries, np.ndarray):
+            return self._search(self._checked(queries), k, where, offset, min_score, chunks, None)
+        if not len(queries):
+            return []
+        return self._search(self.encoder.encode(list(queries), "query"), k, where, offset, min_score, chunks, None)
+
+    def similar(self, id: str, k: int = 10, *, where: str | None = None, min_score: float | None = None) -> list[Hit]:
+        """The documents nearest to one of the collection, itself left out.
+
+        In a collection of chunks the document's vector is the mean of its chunks'.
+
+        Raises CollectionError if there is no document of that id.
+        """
+        self._look()
+        found = self._store.rows_of([id], ["key", "vector"])
+        if not found:
+            raise CollectionError(f"{self.path}: there is no document with the id {id!r}")
+        from embell.indexers.exact import renormalise
+
+        rows = renormalise(np.array([row["vector"] for row in found], np.float16))
+        return self._search(renormalise(rows.mean(axis=0, keepdims=True)), k, where, 0, min_score, False, id)[0]
+
+    def duplicates(self, threshold: float = 0.9) -> Duplicates:
+        """Documents that stand twice: exact copies and those whose cosine reaches `threshold`.
+
+        Raises UsageError for a threshold outside (0, 1], CollectionError for a collection of chunks.
+        """
+        from embell.engine.duplicates import find_duplicates, text_mark
+        from embell.indexers.exact import ExactIndex
+
+        if self._manifest.chunk is not None:
+            raise CollectionError(f"{self.path}: holds chunks, not whole documents; look for duplicates in the source instead")
+        snapshot = self._look()
+        exact = snapshot.rows
+        if snapshot.alive is not None:
+            living = np.flatnonzero(snapshot.alive)
+            exact = ExactIndex(self._manifest.dim)
+            exact.add(snapshot.keys[living], snapshot.rows.stored(living))
+        keys = exact.keys
+        ids: list[str] = [""] * len(keys)
+        marks: list[bytes] = [b""] * len(keys)
+        for row in self._store.scan(["key", "id", "text"]):
+            at = int(np.searchsorted(keys, row["key"]))
+            if at < len(keys) and keys[at] == row["key"]:
+                ids[at], marks[at] = row["id"], text_mark(row["text"])
+        return find_duplicates(ids, marks, exact, threshold)
+
+    def delete(self, ids: Sequence[str] = (), *, where: str | None = None) -> int:
+        """Delete documents by id, or those that match a condition; the number of rows deleted.
+
+        Raises CollectionError for an id that is not there (then nothing is deleted), UsageError for a condition
+        that does not fit the columns.
+        """
+        with writer_lock(self.path):
+            self._reload()
+            deleted = 0
+            if ids:
+                name = "document" if self._manifest.chunk is not None else "id"
+                found = self._store.rows_of(ids, ["key", name])
+                lost = [value for value in ids if value not in {row[name] for row in found}]
+                if lost:
+                    raise CollectionError(f"{self.path}: there is no document with the id {lost[0]!r}; nothing was deleted")
+                self._store.delete_keys([row["key"] for row in found])
+                deleted += len(found)
+            if where is not None:
+                deleted += self._store.delete(where)
+            self._write_manifest()
+        return deleted
+
+    def optimize(self) -> None:
+        """Build the index anew from the table."""
+        with writer_lock(self.path):
+            self._reload()
+            self._build_index()
+
+    def commit_manifest(self, next_key: int) -> None:
+        """Record what has been committed to the table; called by the writer that holds the lock."""
+        self._manifest = replace(self._manifest, next_key=next_key)
+        self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        self._manifest = replace(self._manifest, rows=self._store.count, table_version=self._store.version)
+        self._manifest.write(self.path)
+
+    def _reload(self) -> None:
+        self._manifest = Manifest.read(self.path)
+        self._store.refresh()
+
+    def _look(self) -> Snapshot:
+        """The collection as it is now; what other processes committed is seen."""
+        self._store.refresh()
+        version = self._store.version
+        if self._snapshot is None or self._snapshot.version != version:
+            self._manifest = Manifest.read(self.path)
+            self._snapshot = Snapshot.take(self.path, self._manifest, self._store)
+        return self._snapshot
+
+    def _refresh_index(self) -> None:
+        """Rebuild the index if too much of the collection lies outside it."""
+        snapshot = self._look()
+        if snapshot.outside > _REBUILD_SHARE * len(self) or (self._manifest.generation == 0 and len(self)):
+            self._build_index()
+
+    def _build_index(self) -> None:
+        generation = build_generation(self.path, self._manifest, self._store)
+        recall = 1.0 if self._manifest.index == "exact" else None
+        self._manifest = replace(self._manifest, generation=generation, recall=recall)
+        self._write_manifest()
+        self._snapshot = None
+        Snapshot.drop_generations(self.path, keep=generation)
+
+    def _checked(self, vectors: Array) -> Array:
+        rows = np.atleast_2d(np.asarray(vectors, np.float32))
+        if rows.ndim != 2 or rows.shape[1] != self._manifest.dim:
+            raise CollectionError(f"query vectors are {rows.shape[-1]} wide, those of the collection {self._manifest.dim}")
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        if not np.isfinite(lengths).all() or not (lengths > 0).all():
+            raise CollectionError("a query vector holds NaN, or nothing but zeros")
+        return rows / lengths
+
+    def _search(
+        self, queries: Array, k: int, where: str | None, offset: int, min_score: float | None, chunks: bool, without: str | None
+    ) -> list[list[Hit]]:
+        snapshot = self._look()
+        allowed = snapshot.allowed(None if where is None else self._store.keys(where))
+        chunked = self._manifest.chunk is not None
+        grouped = chunked and not chunks
+        wanted = k + offset
+        reach = wanted + (without is not None)
+        if grouped:
+            reach *= 4  # several chunks of one document come together
+        while True:
+            scores, keys = snapshot.search(queries, min(reach, max(1, len(snapshot.keys))), allowed)
+            if min_score is not None:
+                keys[scores < min_score] = -1
+            name = "document" if chunked else "id"
+            exhausted = (keys[:, -1] < 0) | (keys.shape[1] < reach)
+            if grouped or without is not None:
+                ids = self._store.rows(sorted(set(keys[keys >= 0].tolist())), ["key", name])
+                picks = [_first_of_each([(int(key), ids[int(key)][name]) for key in row if int(key) in ids], grouped, without) for row in keys]
+                short = [len(pick) < wanted and not done for pick, done in zip(picks, exhausted, strict=True)]
+                if any(short):
+                    reach *= 2
+                    continue
+            else:
+                picks = [[int(key) for key in row if key >= 0] for row in keys]
+            break
+        picks = [pick[offset:wanted] for pick in picks]
+        rows = self._store.rows(sorted({key for pick in picks for key in pick}))
+        answers = []
+        for pick, row_keys, row_scores in zip(picks, keys, scores, strict=True):
+            score_of = dict(zip(row_keys.tolist(), row_scores.tolist(), strict=True))
+            # A row deleted between the index and the table is simply gone.
+            answers.append([_hit(rows[key], score_of[key], chunked) for key in pick if key in rows])
+        return answers
+
+
+_OURS = ("writer.lock", f"{TABLE}.lance", "index", f"{FILE}.part")
+
+
+def _first_of_each(keyed: list[tuple[int, str]], grouped: bool, without: str | None) -> list[int]:
+    """Keys in order, without those of one document, and of each document only the first if grouped."""
+    seen: set[str] = set()
+    keys = []
+    for key, name in keyed:
+        if name == without or (grouped and name in seen):
+            continue
+        seen.add(name)
+        keys.append(key)
+    return keys
+
+
+def _hit(row: dict[str, Any], score: float, chunked: bool) -> Hit:
+    metadata = {name: value for name, value in row.items() if name not in _INTERNAL and value is not None}
+    if chunked:
+        return Hit(row["document"], score, row["text"], metadata, row["start"], row["end"])
+    return Hit(row["id"], score, row["text"], metadata)
+
+
+def _check_encoder(directory: Path, manifest: Manifest, encoder: Encoder) -> None:
+    if manifest.encoder is None:
+        if encoder.dim != manifest.dim:
+            raise CollectionError(f"{directory}: its vectors are {manifest.dim} wide, those of the model {encoder.dim}")
+        return
+    differences = manifest.encoder.differences(encoder.spec)
+    if differences:
+        what = differences[0]
+        before, now = getattr(manifest.encoder, what), getattr(encoder.spec, what)
+        raise CollectionError(
+            f"{directory}: made with another model ({manifest.encoder.backbone}; {what} is {before} there, {now} here): "
+            "vectors of different models cannot be compared; use that model, or index into a new directory"
+        )

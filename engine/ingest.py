@@ -1,0 +1,286 @@
+"""Bringing documents into a collection: tell new from known, encode, commit in groups."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embell.document import Document
+from embell.engine.seen import Places, SeenIds
+from embell.errors import CollectionError, CorpusError, EmbellError
+from embell.indexers.columns import MetadataTypes
+from embell.indexers.store import KnownDocuments, StoredRow, hash64, metadata_hash
+
+if TYPE_CHECKING:
+    from embell.engine.collection import Collection
+    from embell.indexers.chunking import Chunker
+
+Array = np.ndarray[Any, Any]
+
+_READ = 1024
+"""Documents that are read and compared with the table at a time."""
+_WINDOW = 8192
+"""Texts that are encoded together at most; fewer with a slow model, so that a commit is never far."""
+
+
+@dataclass
+class AddReport:
+    """What one `add` did, in documents; `rows` counts what was written (chunks, in a collection of chunks).
+
+    `updated` documents have new metadata and their old vector. `missing` ones are in the collection and
+    were not among the documents given; `pruned` says how many of those were deleted.
+    """
+
+    documents: int = 0
+    encoded: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    missing: int = 0
+    pruned: int = 0
+    truncated: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A document that is to be encoded, with its metadata as column values and its text's hash."""
+
+    document: Document
+    metadata: dict[str, Any]
+    text_hash: int
+    metadata_hash: int
+    known: bool
+
+
+class _Writer:
+    """The state of one `ingest`."""
+
+    def __init__(self, collection: Collection, commit_rows: int, commit_seconds: float, progress: Callable[[int], None] | None) -> None:
+        self.collection = collection
+        self.store = collection.store
+        self.manifest = collection.manifest
+        self.commit_rows = commit_rows
+        self.commit_seconds = commit_seconds
+        self.progress = progress
+        self.report = AddReport()
+        self.types = MetadataTypes(self.store.metadata_types)
+        self.next_key = max(self.manifest.next_key, self.store.largest_key() + 1)
+        self.pending: list[_Pending] = []
+        self.rows: list[StoredRow] = []
+        self.replaced: list[str] = []
+        self.window = 256
+        self.committed = time.monotonic()
+        self.chunker: Chunker | None = None
+        if self.manifest.chunk is not None:
+            from embell.indexers.chunking import Chunker
+
+            self.chunker = Chunker(collection.encoder.tokenizer.backend_tokenizer, self.manifest.chunk)  # type: ignore[attr-defined]
+
+    def take(self, pending: _Pending) -> None:
+        self.pending.append(pending)
+        if len(self.pending) >= self.window:
+            self.encode()
+
+    def encode(self) -> None:
+        """Encode what is pending; commit if enough has come together."""
+        if not self.pending:
+            return
+        began = time.monotonic()
+        if self.manifest.own_vectors:
+            for item in self.pending:
+                self._row(item, item.document.id, item.document.text, given_vector(item.document, self.manifest.dim))
+            self._step(len(self.pending))
+        else:
+            self._encode_texts()
+        self.report.encoded += len(self.pending)
+        self.replaced += [item.document.id for item in self.pending if item.known and self.chunker]
+        self.pending = []
+        taken = time.monotonic() - began
+        self.window = min(_WINDOW, self.window * 2) if taken < 8 else max(64, self.window // 2)
+        if len(self.rows) >= self.commit_rows or time.monotonic() - self.committed >= self.commit_seconds:
+            self.commit()
+
+    def _encode_texts(self) -> None:
+        from embell.engine.encoder import EncodeReport
+
+        pieces: list[tuple[_Pending, str, str, int, int]] = []
+        for item in self.pending:
+            document = item.document
+            if self.chunker is None:
+                pieces.append((item, document.id, document.text, 0, 0))
+                continue
+            markdown = str(document.metadata.get("path", "")).lower().split(".gz")[0].endswith((".md", ".markdown"))
+            for number, chunk in enumerate(self.chunker.split(document.text, markdown)):
+                pieces.append((item, f"{document.id}#{number}", chunk.text, chunk.start, chunk.end))
+        counts = EncodeReport()
+        share = len(self.pending) / len(pieces)
+        told = 0.0
+
+        def step(done: int) -> None:
+            nonlocal told
+            told += done * share
+            self._step(int(told))
+            told -= int(told)
+
+        vectors = self.collection.encoder.encode([text for _, _, text, _, _ in pieces], report=counts, progress=step)
+        self.report.truncated += counts.truncated
+        for (item, name, text, start, end), vector in zip(pieces, vectors, strict=True):
+            self._row(item, name, text, vector, start, end)
+
+    def _row(self, item: _Pending, name: str, text: str, vector: Array, start: int = 0, end: int = 0) -> None:
+        self.rows.append(
+            StoredRow(
+                self.next_key, name, text, item.text_hash, item.metadata_hash, vector.astype(np.float16),
+                item.metadata, item.document.id, start, end,
+            )
+        )  # fmt: skip
+        self.next_key += 1
+
+    def _step(self, done: int) -> None:
+        if self.progress is not None and done:
+            self.progress(done)
+
+    def commit(self) -> None:
+        """Write the rows, then the manifest."""
+        if self.rows:
+            if self.replaced:
+                # First away with the old chunks: a changed document may have fewer, and one that is
+                # missing is simply encoded again if this process dies here.
+                old = self.store.rows_of(self.replaced, ["key"])
+                self.store.delete_keys([row["key"] for row in old])
+            self.store.upsert(self.rows, self.types)
+            self.report.rows += len(self.rows)
+            self.rows, self.replaced = [], []
+        self.collection.commit_manifest(self.next_key)
+        self.committed = time.monotonic()
+
+    def update_metadata(self, changed: dict[str, tuple[dict[str, Any], int]]) -> None:
+        """Write new metadata to rows whose text is as before; keys and vectors stay."""
+        if not changed:
+            return
+        columns = ["key", "id", "text", "text_hash", "vector"] + (["document", "start", "end"] if self.chunker else [])
+        rows = []
+        for row in self.store.rows_of(list(changed), columns):
+            name = row.get("document", row["id"])
+            metadata, digest = changed[name]
+            vector = np.array(row["vector"], np.float16)
+            rows.append(
+                StoredRow(row["key"], row["id"], row["text"], row["text_hash"], digest, vector, metadata, name, row.get("start", 0), row.get("end", 0))
+            )
+        self.store.upsert(rows, self.types)
+
+
+def ingest(
+    collection: Collection,
+    documents: Iterable[Document],
+    prune: bool,
+    commit_rows: int,
+    commit_seconds: float,
+    progress: Callable[[int], None] | None,
+) -> AddReport:
+    """Bring documents in; the caller holds the writer lock. See `Collection.add`."""
+    began = time.monotonic()
+    writer = _Writer(collection, commit_rows, commit_seconds, progress)
+    known = collection.store.known_documents()
+    present = np.zeros(len(known.id_hash), bool)
+    seen, places = SeenIds(), Places()
+    failure: EmbellError | None = None
+    stream = iter(documents)
+    while True:
+        batch: list[Document] = []
+        try:
+            for document in stream:
+                batch.append(document)
+                if len(batch) == _READ:
+                    break
+        except EmbellError as error:  # what was read before it still goes in
+            failure = error
+        if not batch:
+            break
+        try:
+            _compare(writer, batch, known, present, seen, places)
+        except EmbellError as error:
+            failure = error  # it stands before the one that ended the reading
+        if failure is not None:
+            break
+    writer.encode()
+    writer.commit()
+    if failure is not None:
+        raise failure
+    report = writer.report
+    report.missing = int((~present).sum())
+    if prune and report.missing:
+        report.pruned = _prune(collection, seen)
+    collection.commit_manifest(writer.next_key)
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def _compare(writer: _Writer, batch: list[Document], known: KnownDocuments, present: Array, seen: SeenIds, places: Places) -> None:
+    """Sort a batch into new, changed and unchanged documents, and hand on what needs work."""
+    base = writer.report.documents + 1
+    hashes = np.fromiter((hash64(document.id) for document in batch), np.int64, len(batch))
+    numbers = np.array([places.number(document, base + at) for at, document in enumerate(batch)])
+    repeats = seen.add(hashes, numbers)
+    stop = repeats[0][0] if repeats else len(batch)
+    positions = known.find(hashes)
+    changed: dict[str, tuple[dict[str, Any], int]] = {}
+    try:
+        for document, at in zip(batch[:stop], positions[:stop].tolist(), strict=True):
+            metadata = writer.types.take(document)
+            text_hash = hash64(document.text if document.vector is None else f"{document.text}\0{np.asarray(document.vector, np.float32).tobytes().hex()}")
+            digest = metadata_hash(document.metadata)
+            writer.report.documents += 1
+            if at >= 0:
+                present[at] = True
+                if known.text_hash[at] == text_hash:
+                    if known.metadata_hash[at] == digest:
+                        writer.report.unchanged += 1
+                    else:
+                        changed[document.id] = (metadata, digest)
+                        writer.report.updated += 1
+                    writer._step(1)
+                    continue
+            writer.take(_Pending(document, metadata, text_hash, digest, at >= 0))
+    finally:
+        writer.update_metadata(changed)
+    if repeats:
+        again, first = places.name(int(numbers[stop])), places.name(repeats[0][1])
+        raise CorpusError(f"{again}: the id {batch[stop].id!r} stands here a second time, first at {first}; ids must be unique")
+
+
+def _prune(collection: Collection, seen: SeenIds) -> int:
+    """Delete documents that this run did not see."""
+    name = "document" if collection.manifest.chunk is not None else "id"
+    gone: list[int] = []
+    names: set[str] = set()
+    for row in collection.store.scan(["key", name]):
+        if hash64(row[name]) not in seen:
+            gone.append(row["key"])
+            names.add(row[name])
+    collection.store.delete_keys(gone)
+    return len(names)
+
+
+def given_vector(document: Document, dim: int) -> Array:
+    """The vector that a document brings, as a float32 row of length 1.
+
+    Raises CollectionError if there is none, or if it has another width, NaN, or length zero.
+    """
+    where = document.place or f"document {document.id!r}"
+    if document.vector is None:
+        raise CollectionError(f"{where}: has no vector, but this collection is made of given vectors (--vector-field, --vectors)")
+    row = np.asarray(document.vector, np.float32)
+    if row.shape != (dim,):
+        raise CollectionError(f"{where}: its vector is {row.shape[-1] if row.ndim else 0} wide, the collection's are {dim}")
+    if not np.isfinite(row).all():
+        raise CollectionError(f"{where}: its vector holds NaN or infinity; correct or leave out that row")
+    length = float(np.linalg.norm(row))
+    if length == 0:
+        raise CollectionError(f"{where}: its vector is all zeros and has no direction; correct or leave out that row")
+    return row / np.float32(length)

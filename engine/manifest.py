@@ -1,0 +1,75 @@
+"""The manifest of a collection: what it is made with and how far it has come. Written last, atomically."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from embell.engine.spec import EncoderSpec, check_keys
+from embell.errors import CollectionError
+
+FORMAT = 1
+FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `manifest.json`.
+
+    `encoder` is None if the vectors were given and no model is known for queries; `own_vectors` says
+    that they were given. `chunk` is the chunk size in tokens, None if documents are stored whole.
+    `generation` is the number of the current index, 0 if there is none; `next_key` the first key that
+    was never used. `recall` is the measured recall@10 of the index, 1.0 for exact search, None if it
+    was not measured.
+    """
+
+    encoder: EncoderSpec | None
+    own_vectors: bool
+    dim: int
+    chunk: int | None
+    index: str
+    generation: int = 0
+    rows: int = 0
+    next_key: int = 0
+    table_version: int = 0
+    recall: float | None = None
+
+    def write(self, directory: Path) -> None:
+        """Put the manifest in place by one rename, after its bytes have reached the disk."""
+        content = {"format": FORMAT, **asdict(self)}
+        part = directory / f"{FILE}.part"
+        with part.open("wb") as file:
+            file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(directory / FILE)
+
+    @classmethod
+    def read(cls, directory: Path) -> Manifest:
+        """The manifest of a collection.
+
+        Raises CollectionError if there is none, or if it is damaged or of a newer format.
+        """
+        path = directory / FILE
+        if not directory.exists():
+            raise CollectionError(f"{directory}: no such collection; make it with: embell index SOURCE --to {directory}")
+        if not path.is_file():
+            raise CollectionError(f"{directory}: not a collection, it has no {FILE}")
+        try:
+            values: Any = orjson.loads(path.read_bytes())
+        except orjson.JSONDecodeError as error:
+            raise CollectionError(f"{path}: damaged ({error}); restore it, or index again into a new directory") from error
+        if not isinstance(values, dict) or "format" not in values:
+            raise CollectionError(f"{directory}: not a collection, its {FILE} is something else")
+        if values.pop("format") != FORMAT:
+            raise CollectionError(f"{path}: written by a newer embell; this one reads format {FORMAT}")
+        names = [f.name for f in fields(cls)]
+        check_keys(values, names, str(path))
+        if missing := [name for name in names if name not in values]:
+            raise CollectionError(f"{path}: damaged, {missing[0]} is missing")
+        encoder = values.pop("encoder")
+        return cls(encoder=None if encoder is None else EncoderSpec.from_dict(encoder, str(path)), **values)

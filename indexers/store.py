@@ -1,0 +1,299 @@
+"""The LanceDB table of a collection: documents, metadata and vectors. The one source of truth."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from embell.errors import CollectionError, UsageError
+from embell.indexers.columns import RESERVED, MetadataTypes, arrow_column
+
+TABLE = "documents"
+_LOOKUP = 2000
+"""Keys or ids that one filter expression names at most."""
+
+
+@contextmanager
+def writer_lock(directory: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the collection's writer lock; waits for another writer, calling `on_wait` once before.
+
+    The operating system frees the lock when its process dies, however it dies.
+    """
+    lock = filelock.FileLock(directory / "writer.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        if on_wait is not None:
+            on_wait()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def hash64(text: str) -> int:
+    """A signed 64-bit hash of a text, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little", signed=True)
+
+
+def metadata_hash(metadata: Mapping[str, Any]) -> int:
+    """A hash of metadata that does not depend on the order of its fields."""
+    options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+    return hash64(orjson.dumps(dict(metadata), default=str, option=options).decode())
+
+
+@dataclass(slots=True)
+class StoredRow:
+    """A row to be written. `document`, `start` and `end` are used by collections of chunks only."""
+
+    key: int
+    id: str
+    text: str
+    text_hash: int
+    metadata_hash: int
+    vector: np.ndarray[Any, Any]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    document: str = ""
+    start: int = 0
+    end: int = 0
+
+
+@dataclass(frozen=True)
+class KnownDocuments:
+    """What the table holds, for telling new documents from known ones: arrays sorted by `id_hash`."""
+
+    id_hash: np.ndarray[Any, Any]
+    text_hash: np.ndarray[Any, Any]
+    metadata_hash: np.ndarray[Any, Any]
+
+    def find(self, id_hashes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The position of each id hash, -1 where it is not known."""
+        if not len(self.id_hash):
+            return np.full(len(id_hashes), -1)
+        at = np.minimum(np.searchsorted(self.id_hash, id_hashes), len(self.id_hash) - 1)
+        return np.where(self.id_hash[at] == id_hashes, at, -1)
+
+
+class Store:
+    """Reads and writes the table. Writers hold `writer_lock`; readers need no lock."""
+
+    def __init__(self, table: Any, chunked: bool) -> None:
+        self._table = table
+        self._chunked = chunked
+
+    @classmethod
+    def create(cls, directory: Path, dim: int, chunked: bool) -> Store:
+        """Make an empty table, in place of one whose creation was interrupted."""
+        fields = [pa.field("key", pa.int64(), False), pa.field("id", pa.string(), False)]
+        if chunked:
+            fields += [pa.field("document", pa.string(), False), pa.field("start", pa.int64(), False), pa.field("end", pa.int64(), False)]
+        fields += [
+            pa.field("text", pa.string(), False),
+            pa.field("text_hash", pa.int64(), False),
+            pa.field("metadata_hash", pa.int64(), False),
+            pa.field("vector", pa.list_(pa.float16(), dim), False),
+        ]
+        table = _connect(directory).create_table(TABLE, schema=pa.schema(fields), mode="overwrite")
+        # Without a declared key, concurrent merges of the same new ids insert them twice.
+        table.set_unenforced_primary_key("id")
+        return cls(table, chunked)
+
+    @classmethod
+    def open(cls, directory: Path, chunked: bool) -> Store:
+        """Open the table at its latest version.
+
+        Raises CollectionError if there is none or it cannot be read.
+        """
+        try:
+            return cls(_connect(directory).open_table(TABLE), chunked)
+        except Exception as error:  # LanceDB raises bare errors of many types here
+            raise CollectionError(f"{directory}: its table cannot be opened ({_first_line(error)})") from error
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return int(self._table.count_rows())
+
+    @property
+    def version(self) -> int:
+        """LanceDB's version number of the table."""
+        return int(self._table.version)
+
+    @property
+    def metadata_types(self) -> dict[str, pa.DataType]:
+        """Arrow type of each metadata column."""
+        return {f.name: f.type for f in self._table.schema if f.name not in RESERVED}
+
+    def refresh(self) -> None:
+        """See what other processes have committed."""
+        self._table.checkout_latest()
+
+    def known_documents(self) -> KnownDocuments:
+        """Hashes of every document: 24 bytes each, however long the texts are."""
+        name = "document" if self._chunked else "id"
+        parts: list[tuple[np.ndarray[Any, Any], ...]] = []
+        for batch in self._batches([name, "text_hash", "metadata_hash"]):
+            ids = np.fromiter((hash64(value) for value in batch.column(name).to_pylist()), np.int64, len(batch))
+            parts.append((ids, batch.column("text_hash").to_numpy(), batch.column("metadata_hash").to_numpy()))
+        if not parts:
+            empty = np.empty(0, np.int64)
+            return KnownDocuments(empty, empty, empty)
+        ids, texts, metadata = (np.concatenate(column) for column in zip(*parts, strict=True))
+        order = np.argsort(ids, kind="stable")
+        if self._chunked:  # every chunk of a document carries the document's hashes
+            order = order[np.unique(ids[order], return_index=True)[1]]
+        return KnownDocuments(ids[order], texts[order], metadata[order])
+
+    def largest_key(self) -> int:
+        """The largest key in the table, -1 if it is empty."""
+        return max((int(batch.column("key").to_numpy().max()) for batch in self._batches(["key"]) if len(batch)), default=-1)
+
+    def keys(self, where: str | None = None, above: int = -1) -> np.ndarray[Any, Any]:
+        """Keys of the rows that match, ascending.
+
+        Raises UsageError if the expression is not valid for these columns.
+        """
+        conditions = ([f"({where})"] if where else []) + ([f"key > {above}"] if above >= 0 else [])
+        try:
+            parts = [batch.column("key").to_numpy() for batch in self._batches(["key"], " AND ".join(conditions))]
+        except UsageError as error:
+            raise UsageError(f"--where {where!r}: {error}; columns are {', '.join(self._filter_columns())}") from error
+        return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+
+    def vectors(self, above: int = -1) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+        """Blocks of `(keys, float16 rows)` of all rows with a key above the given one."""
+        for batch in self._batches(["key", "vector"], f"key > {above}" if above >= 0 else ""):
+            column = batch.column("vector")
+            yield batch.column("key").to_numpy(), column.flatten().to_numpy().reshape(len(batch), -1)
+
+    def rows(self, keys: Sequence[int], columns: Sequence[str] | None = None) -> dict[int, dict[str, Any]]:
+        """Rows by key, without the vector unless it is named; keys that are gone are missing from the answer."""
+        wanted = list(columns) if columns is not None else [f.name for f in self._table.schema if f.name != "vector"]
+        found: dict[int, dict[str, Any]] = {}
+        for begin in range(0, len(keys), _LOOKUP):
+            some = ",".join(str(int(key)) for key in keys[begin : begin + _LOOKUP])
+            for batch in self._batches(["key", *(c for c in wanted if c != "key")], f"key IN ({some})"):
+                for row in batch.to_pylist():
+                    found[row["key"]] = row
+        return found
+
+    def rows_of(self, ids: Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Rows of these document ids; a document in chunks has several."""
+        name = "document" if self._chunked else "id"
+        found: list[dict[str, Any]] = []
+        for begin in range(0, len(ids), _LOOKUP):
+            some = ",".join(_quoted(value) for value in ids[begin : begin + _LOOKUP])
+            for batch in self._batches(list(columns), f"{name} IN ({some})"):
+                found.extend(batch.to_pylist())
+        return found
+
+    def scan(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Every row, a dictionary each, in the table's own order."""
+        for batch in self._batches(list(columns)):
+            yield from batch.to_pylist()
+
+    def upsert(self, rows: Sequence[StoredRow], types: MetadataTypes) -> None:
+        """Write rows in one commit: new ids are inserted, known ones replaced.
+
+        In a collection of chunks, the chunks that a changed document no longer has go in a second
+        commit; a document whose chunks are incomplete is written again by the next run, because
+        its first chunk is written last.
+        """
+        self._grow(types)
+        names = [f.name for f in self._table.schema]
+        columns: dict[str, Any] = {
+            "key": [row.key for row in rows],
+            "id": [row.id for row in rows],
+            "text": [row.text for row in rows],
+            "text_hash": [row.text_hash for row in rows],
+            "metadata_hash": [row.metadata_hash for row in rows],
+        }
+        if self._chunked:
+            columns["document"] = [row.document for row in rows]
+            columns["start"] = [row.start for row in rows]
+            columns["end"] = [row.end for row in rows]
+        arrays = []
+        for f in self._table.schema:
+            if f.name == "vector":
+                flat = np.concatenate([row.vector for row in rows]).astype(np.float16, copy=False)
+                arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(flat), f.type.list_size))
+            elif f.name in columns:
+                arrays.append(pa.array(columns[f.name], f.type))
+            else:
+                arrays.append(arrow_column((row.metadata.get(f.name) for row in rows), f.type))
+        fields = [pa.field(f.name, f.type, f.nullable) for f in self._table.schema]
+        data = pa.table(dict(zip(names, arrays, strict=True)), schema=pa.schema(fields))
+        self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(data)
+
+    def delete(self, where: str) -> int:
+        """Delete the rows that match; the number deleted.
+
+        Raises UsageError if the expression is not valid for these columns.
+        """
+        before = self.count
+        try:
+            self._table.delete(where)
+        except Exception as error:
+            raise UsageError(f"--where {where!r}: {_filter_error(error)}; columns are {', '.join(self._filter_columns())}") from error
+        return before - self.count
+
+    def delete_keys(self, keys: Sequence[int]) -> None:
+        """Delete rows by key."""
+        for begin in range(0, len(keys), _LOOKUP):
+            self._table.delete(f"key IN ({','.join(str(int(key)) for key in keys[begin : begin + _LOOKUP])})")
+
+    def _filter_columns(self) -> list[str]:
+        return [f.name for f in self._table.schema if f.name not in ("vector", "text_hash", "metadata_hash", "key")]
+
+    def _grow(self, types: MetadataTypes) -> None:
+        """Add the columns that these rows need, and widen integer columns that now hold fractions."""
+        if types.added:
+            self._table.add_columns([pa.field(name, kind) for name, kind in types.added.items()])
+        if types.widened:
+            self._table.alter_columns(*({"path": name, "data_type": pa.float64()} for name in sorted(types.widened)))
+        types.applied()
+
+    def _batches(self, columns: list[str], where: str = "") -> Iterator[pa.RecordBatch]:
+        query = self._table.search().select(columns)
+        if where:
+            query = query.where(where)
+        try:
+            yield from query.to_batches()
+        except (ValueError, RuntimeError, OSError) as error:
+            if where:
+                raise UsageError(_filter_error(error)) from error
+            raise CollectionError(f"the table cannot be read ({_first_line(error)})") from error
+
+
+def _connect(directory: Path) -> Any:
+    os.environ.setdefault("LANCE_LOG", "error")  # its notes on normal events would land on stderr
+    import lancedb
+
+    return lancedb.connect(directory)
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:200] if text else type(error).__name__
+
+
+def _filter_error(error: Exception) -> str:
+    """The useful part of a LanceDB filter error: no prefixes, no Rust source positions."""
+    text = re.sub(r"(Invalid (user )?input,?:? ?|Schema error: |Error resolving filter expression [^:]*: |invalid SQL predicate: )", "", _first_line(error))
+    return re.sub(r", \S*\.rs:\d+(:\d+)?", "", text).strip().rstrip(".")
