@@ -285,10 +285,15 @@ class Collection:
             self._write_manifest()
         return deleted
 
-    def optimize(self) -> None:
-        """Build the index anew from the table."""
+    def optimize(self, index: str | None = None) -> None:
+        """Build the index anew from the table, of another kind if one is given.
+
+        Raises UsageError for a kind that does not exist.
+        """
         with writer_lock(self.path):
             self._reload()
+            if index is not None:
+                self._manifest = replace(self._manifest, index=check_kind(index))
             self._build_index()
 
     def commit_manifest(self, next_key: int) -> None:

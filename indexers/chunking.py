@@ -49,7 +49,27 @@ class Chunker:
             start = text.index(whole)
             return [Chunk(start, start + len(whole), whole)]
         splitter = self._markdown if markdown else self._plain
-        return [chunk for start, piece in splitter.chunk_indices(text) for chunk in self._fitted(start, piece)]
+        return [chunk for start, piece in self._pieces(text, splitter) for chunk in self._fitted(start, piece)]
+
+    def _pieces(self, text: str, splitter: TextSplitter | MarkdownSplitter) -> Iterator[tuple[int, str]]:
+        """The splitter's pieces, found window by window.
+
+        The splitter takes quadratic time over text without spaces or line ends (40 000 CJK characters: half a
+        minute). The end of a window may have cut its last piece short, so the next window begins with that piece.
+        """
+        width = usual = max(4096, 32 * self.tokens)
+        at = 0
+        while at < len(text):
+            pieces = splitter.chunk_indices(text[at : at + width])
+            if at + width >= len(text):
+                yield from ((at + offset, piece) for offset, piece in pieces)
+                return
+            if len(pieces) == 1:
+                width *= 2
+                continue
+            yield from ((at + offset, piece) for offset, piece in pieces[:-1])
+            at += pieces[-1][0] if pieces else width
+            width = usual
 
     def _fitted(self, start: int, piece: str) -> Iterator[Chunk]:
         """The piece as one chunk, or halved until it fits: the splitter's own count can fall short."""

@@ -195,7 +195,7 @@ def _number(cell: str) -> Any:
         raise ValueError
     value = float(cell)
     # Long whole numbers are names of things; a float would round them.
-    if not math.isfinite(value) or (cell.lstrip("-").isdigit() and abs(value) > 2**53):
+    if not math.isfinite(value) or (cell.lstrip("-").isdigit() and abs(int(cell)) > 2**53):
         raise ValueError
     return value
 

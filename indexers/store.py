@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -105,7 +105,8 @@ class Store:
             pa.field("metadata_hash", pa.int64(), False),
             pa.field("vector", pa.list_(pa.float16(), dim), False),
         ]
-        table = _connect(directory).create_table(TABLE, schema=pa.schema(fields), mode="overwrite")
+        shutil.rmtree(directory / f"{TABLE}.lance", ignore_errors=True)
+        table = _connect(directory).create_table(TABLE, schema=pa.schema(fields))
         # Without a declared key, concurrent merges of the same new ids insert them twice.
         table.set_unenforced_primary_key("id")
         return cls(table, chunked)
@@ -125,6 +126,11 @@ class Store:
     def count(self) -> int:
         """Number of rows."""
         return int(self._table.count_rows())
+
+    @property
+    def documents(self) -> int:
+        """Number of documents, which in a collection of chunks is smaller than `count`."""
+        return len(self.known_documents().id_hash) if self._chunked else self.count
 
     @property
     def version(self) -> int:
@@ -205,12 +211,7 @@ class Store:
             yield from batch.to_pylist()
 
     def upsert(self, rows: Sequence[StoredRow], types: MetadataTypes) -> None:
-        """Write rows in one commit: new ids are inserted, known ones replaced.
-
-        In a collection of chunks, the chunks that a changed document no longer has go in a second
-        commit; a document whose chunks are incomplete is written again by the next run, because
-        its first chunk is written last.
-        """
+        """Write rows in one commit: new ids are inserted, known ones replaced."""
         self._grow(types)
         names = [f.name for f in self._table.schema]
         columns: dict[str, Any] = {
@@ -278,7 +279,6 @@ class Store:
 
 
 def _connect(directory: Path) -> Any:
-    os.environ.setdefault("LANCE_LOG", "error")  # its notes on normal events would land on stderr
     import lancedb
 
     return lancedb.connect(directory)
@@ -295,5 +295,6 @@ def _first_line(error: Exception) -> str:
 
 def _filter_error(error: Exception) -> str:
     """The useful part of a LanceDB filter error: no prefixes, no Rust source positions."""
-    text = re.sub(r"(Invalid (user )?input,?:? ?|Schema error: |Error resolving filter expression [^:]*: |invalid SQL predicate: )", "", _first_line(error))
-    return re.sub(r", \S*\.rs:\d+(:\d+)?", "", text).strip().rstrip(".")
+    text = " ".join(str(error).split())
+    text = re.sub(r"Invalid (user )?input[,:]? ?|Schema error: |Error resolving filter expression .*?: |invalid SQL predicate: |, \S*\.rs:\S*", "", text)
+    return re.sub(r"\. Valid fields are .*", "", text)[:200]

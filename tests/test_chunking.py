@@ -1,137 +1,124 @@
-"""Chunks: their offsets, their sizes, and that no word of a text is lost between them."""
+"""Chunks: where they lie in the document, and that they fit."""
 
 from __future__ import annotations
 
-import functools
+import itertools
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from embell.errors import UsageError
-from embell.indexers import chunking
 from embell.indexers.chunking import Chunk, Chunker
 
-PROSE = "The quick brown fox jumps over the lazy dog. It rests, größer and wiser, by the old river bank!\n\n"
 
-
-@functools.cache
-def tokenizer() -> Tokenizer:
-    """A byte-level tokenizer that does all that could spoil a count: special tokens, truncation, padding, NFKC."""
-    made = Tokenizer(models.BPE())
-    made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+def byte_tokenizer() -> Tokenizer:
+    """One token for each byte of UTF-8, so that characters and tokens differ."""
+    tokenizer = Tokenizer(
+        models.BPE(vocab={sign: at for at, sign in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[])
     )
-    made.train_from_iterator([PROSE] * 3, trainer)
-    made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
-    made.enable_truncation(6)
-    made.enable_padding(length=40)
-    return made
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return tokenizer
 
 
-@functools.cache
-def chunker(tokens: int) -> Chunker:
-    return Chunker(tokenizer(), tokens)
-
-
-def count(text: str) -> int:
-    counting = Tokenizer.from_str(tokenizer().to_str())
-    counting.no_truncation()
-    counting.no_padding()
-    return len(counting.encode(text, add_special_tokens=False).ids)
+TOKENIZER = byte_tokenizer()
+CHUNKERS = {tokens: Chunker(TOKENIZER, tokens) for tokens in (8, 13, 64)}
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            "word ",
+            "Größe ",
+            "漢字",
+            "👩\u200d👧 ",
+            "End. ",
+            "\n",
+            "\r\n",
+            "\n\n",
+            "# Head\n",
+            "- item\n",
+            "```\ncode\n```\n",
+            "\t",
+            "e\u0301",
+        ]
+    ),
+    max_size=60,
+).map("".join)
 
 
 def check(text: str, chunks: list[Chunk], tokens: int) -> None:
-    """Chunks are pieces of the text, in order, within the limit; what lies between them is white space."""
-    at = 0
-    for chunk in chunks:
-        assert chunk.text == text[chunk.start : chunk.end]
-        assert chunk.text.strip()
-        assert chunk.start >= at
-        assert not text[at : chunk.start].strip()
-        assert len(chunk.text) == 1 or count(chunk.text) <= tokens
-        at = chunk.end
-    assert not text[at:].strip()
-
-
-# Letters that bytes, UTF-16 units and graphemes count differently, signs that NFKC makes long, and structure.
-LETTERS = st.sampled_from(
-    list("abc XY.,!?#*>-`[]()|\n\r\t\x00\x1c\u200b\ufeffé日本ﬁ㍿ﷺ🎉\u200d\u0301 ") + ["the ", "\n\n", "\n# ", "```\n", "fox. "]
-)
-TEXTS = st.lists(LETTERS, max_size=120).map("".join)
-
-
-@given(text=TEXTS, tokens=st.sampled_from([8, 13, 64]), markdown=st.booleans())
-@settings(deadline=None, max_examples=150)
-def test_chunks_cover_the_text_within_the_limit(text: str, tokens: int, markdown: bool) -> None:
-    chunks = chunker(tokens).split(text, markdown)
-    check(text, chunks, tokens)
     assert bool(chunks) == bool(text.strip())
-    if text.strip() and count(text.strip()) <= tokens:
-        assert [chunk.text for chunk in chunks] == [text.strip()]
+    for chunk in chunks:
+        assert text[chunk.start : chunk.end] == chunk.text == chunk.text.strip() != ""
+        assert len(chunk.text) == 1 or len(TOKENIZER.encode(chunk.text).ids) <= tokens
+    for one, other in itertools.pairwise(chunks):
+        assert one.end <= other.start
+    covered = {at for chunk in chunks for at in range(chunk.start, chunk.end)}
+    assert not "".join(sign for at, sign in enumerate(text) if at not in covered).strip(), "only white space is left out"
+
+
+@settings(deadline=None)
+@given(text=st.one_of(TEXTS, PIECES), tokens=st.sampled_from(sorted(CHUNKERS)), markdown=st.booleans())
+def test_chunks_lie_in_the_document_fit_and_leave_nothing_out(text: str, tokens: int, markdown: bool) -> None:
+    check(text, CHUNKERS[tokens].split(text, markdown), tokens)
 
 
 @pytest.mark.parametrize("markdown", [False, True])
-def test_windows_do_not_change_the_chunks(markdown: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "".join(f"Paragraph {number}: {PROSE * (1 + number % 3)}" for number in range(40))
-    whole = chunker(32).split(text, markdown)
-    monkeypatch.setattr(chunking, "_WINDOW", 1)  # the least width is then 32 characters a token
-    windowed = chunker(32).split(text, markdown)
-    check(text, windowed, 32)
-    assert len(whole) > 100
-    assert windowed == whole
+@pytest.mark.parametrize("unit", ["漢字仮名交", "A plain sentence. ", "# Head\n\n- item *one*\n\n", " " * 3000 + "x"])
+def test_texts_longer_than_a_window(unit: str, markdown: bool) -> None:
+    text = (unit * 10_000)[:12_345]
+    chunker = CHUNKERS[64]
+    started = time.process_time()
+    chunks = chunker.split(text, markdown)
+    assert time.process_time() - started < 20
+    check(text, chunks, 64)
+    assert len(chunks) < 2 * len(TOKENIZER.encode("".join(text.split())).ids) / 64 + 40, "chunks are filled"
 
 
-def test_a_window_of_white_space_or_without_boundary_is_passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunking, "_WINDOW", 1)
-    text = PROSE + " " * 3000 + PROSE + "\n" * 3000 + "ab" * 3000 + PROSE
-    check(text, chunker(8).split(text), 8)
+def test_windows_cut_where_the_whole_text_would_be_cut() -> None:
+    text = "".join(f"This is sentence number {number} of a long story.\n" + "\n" * (number % 3) for number in range(400))
+    chunker = CHUNKERS[64]
+    whole = [(start, start + len(piece), piece) for start, piece in chunker._plain.chunk_indices(text)]
+    assert [(chunk.start, chunk.end, chunk.text) for chunk in chunker.split(text)] == whole
 
 
-def test_markdown_breaks_at_headings() -> None:
-    text = "# One\n\nThe quick brown fox.\n\n# Two\n\nThe lazy dog rests.\n"
-    limit = count(text) - 5
-    assert [chunk.text.splitlines()[0] for chunk in chunker(limit).split(text, markdown=True)] == ["# One", "# Two"]
+def test_a_text_that_fits_is_one_trimmed_chunk() -> None:
+    assert CHUNKERS[64].split("  \n Größe, 漢字.\n") == [Chunk(4, 14, "Größe, 漢字.")]
+    assert CHUNKERS[64].split(" \n\t ") == []
 
 
-def test_chunks_are_filled() -> None:
-    chunks = chunker(64).split(PROSE * 50)
-    assert sum(count(chunk.text) for chunk in chunks) / len(chunks) > 40
+def test_sentences_are_kept_whole() -> None:
+    assert [chunk.text for chunk in CHUNKERS[64].split("Rivers rise over night. " * 5)] == [
+        "Rivers rise over night. Rivers rise over night.",
+        "Rivers rise over night. Rivers rise over night.",
+        "Rivers rise over night.",
+    ]
 
 
-def test_the_splitter_sees_no_more_than_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes quadratic time over text without boundaries."""
-    cut = Chunker(tokenizer(), 64)
-    splitter, seen = cut._text, []
-
-    class Watched:
-        def chunk_indices(self, text: str) -> list[tuple[int, str]]:
-            seen.append(len(text))
-            return splitter.chunk_indices(text)
-
-    monkeypatch.setattr(cut, "_text", Watched())
-    text = "日本語" * 15_000
-    check(text, cut.split(text), 64)
-    assert max(seen) == chunking._WINDOW
+def test_markdown_is_cut_at_headings() -> None:
+    text = "# One\n\nSome words here.\nAnd more words.\n\n# Two\n\nOther words, some of them rather long.\n"
+    assert [chunk.text.splitlines()[0] for chunk in CHUNKERS[64].split(text, markdown=True)] == ["# One", "# Two"]
 
 
-def test_the_tokenizer_is_left_as_it_was() -> None:
-    before = tokenizer().to_str()
-    Chunker(tokenizer(), 8).split(PROSE * 9)
-    assert tokenizer().to_str() == before
-    assert tokenizer().truncation is not None
+def test_a_character_larger_than_a_chunk_stands_alone() -> None:
+    # One token a byte, and each byte spelt out again by the normalizer: more than 8 tokens for one sign.
+    tokenizer = byte_tokenizer()
+    tokenizer.normalizer = normalizers.Replace("漢", "x" * 20)
+    assert [chunk.text for chunk in Chunker(tokenizer, 8).split("漢漢")] == ["漢", "漢"]
+
+
+def test_truncation_and_padding_of_the_tokenizer_do_not_count() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=32)
+    text = "word " * 40
+    assert Chunker(tokenizer, 13).split(text) == CHUNKERS[13].split(text)
+    assert tokenizer.truncation is not None, "the caller's tokenizer stays as it is"
 
 
 @pytest.mark.parametrize("tokens", [7, 0, -1])
-def test_chunks_too_small_are_refused(tokens: int) -> None:
-    with pytest.raises(UsageError, match="too small"):
-        Chunker(tokenizer(), tokens)
-
-
-@pytest.mark.parametrize("text", ["", " \n\t", "\x1c", "\u3000\u2029"])
-def test_no_content_no_chunk(text: str) -> None:
-    assert chunker(8).split(text) == []
+def test_too_few_tokens(tokens: int) -> None:
+    with pytest.raises(UsageError, match=f"{tokens} tokens are too small.*ask for 8"):
+        Chunker(TOKENIZER, tokens)

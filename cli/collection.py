@@ -1,0 +1,78 @@
+"""`embell info` and `embell delete`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from embell.cli.console import counted, write_json
+from embell.cli.options import json_option
+
+
+@click.command(no_args_is_help=True)
+@click.argument("directory", metavar="DIR")
+@json_option
+def info(directory: str, as_json: bool) -> None:
+    """Show what a collection holds and what it was made with."""
+    from embell.engine.collection import Collection
+
+    collection = Collection.open(directory)
+    manifest, store = collection.manifest, collection.store
+    encoder = manifest.encoder
+    size = sum(path.stat().st_size for path in Path(directory).rglob("*") if path.is_file())
+    facts = {
+        "path": directory,
+        "rows": len(collection),
+        "documents": store.documents,
+        "chunk": manifest.chunk,
+        "columns": {name: str(kind) for name, kind in store.metadata_types.items()},
+        "dim": manifest.dim,
+        "own_vectors": manifest.own_vectors,
+        "encoder": None if encoder is None else encoder.to_dict(),
+        "index": manifest.index,
+        "recall": manifest.recall,
+        "bytes": size,
+        "table_version": store.version,
+    }
+    if as_json:
+        write_json(facts)
+        return
+    lines = [("documents", f"{facts['documents']:,}")]
+    if manifest.chunk is not None:
+        lines.append(("chunks", f"{facts['rows']:,}, of at most {manifest.chunk} tokens"))
+    if encoder is None:
+        lines.append(("vectors", f"given, {manifest.dim} wide; text queries need --model"))
+    else:
+        start = "causal" if encoder.start_layer is None else f"layers {encoder.start_layer} to {encoder.layers - 1} of {encoder.layers} look both ways"
+        lines.append(("model", f"{encoder.backbone} ({start}, {encoder.pooling} pooling, {encoder.dim} wide, {encoder.dtype})"))
+        lines.append(("max length", f"{encoder.max_length} tokens"))
+    recall = "not measured" if manifest.recall is None else f"{manifest.recall:.3f}"
+    lines.append(("index", f"{manifest.index}, recall@10 {recall}"))
+    lines.append(("metadata", ", ".join(f"{name} {kind}" for name, kind in store.metadata_types.items()) or "none"))
+    lines.append(("size", f"{size / 1e6:,.1f} MB"))
+    for name, value in lines:
+        click.echo(f"{name:<11}{value}")
+
+
+@click.command(no_args_is_help=True)
+@click.argument("directory", metavar="DIR")
+@click.option("--id", "ids", metavar="ID", multiple=True, help="Document to delete (repeatable).")
+@click.option("--where", metavar="EXPR", help="Delete documents that match this condition.")
+@json_option
+def delete(directory: str, ids: tuple[str, ...], where: str | None, as_json: bool) -> None:
+    """Delete documents from a collection.
+
+    \b
+    embell delete notes.embell --id old.md
+    embell delete news.embell --where "year < 1990"
+    """
+    if not ids and where is None:
+        raise click.UsageError("say what to delete: --id ID, or --where EXPR")
+    from embell.engine.collection import Collection
+
+    deleted = Collection.open(directory).delete(ids, where=where)
+    if as_json:
+        write_json({"deleted": deleted})
+    else:
+        click.echo(f"{counted(deleted, 'row')} deleted")

@@ -1,0 +1,99 @@
+"""`embell encode`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from embell.cli.console import counted, note, progress, write_json
+from embell.cli.options import ModelOptions, corpus_options, json_option, model_options
+
+if TYPE_CHECKING:
+    from embell.indexers.corpora import CorpusOptions
+
+
+@click.command(no_args_is_help=True)
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@click.option("--output", metavar="FILE.npy", required=True, help="Where to write the vectors: float32, a row a document.")
+@click.option("--ids", "ids_file", metavar="FILE", help="Write the id of each row here, a line each.")
+@click.option("--kind", type=click.Choice(["document", "query"]), default="document", show_default=True, help="Which prompt to use.")
+@corpus_options
+@model_options
+@json_option
+def encode(
+    sources: tuple[str, ...], output: str, ids_file: str | None, kind: str, corpus: CorpusOptions, model: ModelOptions, as_json: bool
+) -> None:
+    """Encode a corpus to a NumPy file of unit vectors.
+
+    \b
+    embell encode corpus.jsonl --output corpus.npy --ids corpus.ids
+    """
+    import time
+
+    import numpy as np
+
+    from embell.engine.encoder import EncodeReport
+    from embell.errors import CorpusError
+    from embell.indexers.corpora import CorpusReport, read_corpus
+
+    if not output.endswith(".npy"):
+        raise click.UsageError(f"--output {output}: the file must end in .npy")
+    report, counts = CorpusReport(), EncodeReport()
+    encoder = model.load()
+    part, ids_part = Path(f"{output}.part"), Path(f"{ids_file}.part")
+    began = time.monotonic()
+    header = {"descr": "<f4", "fortran_order": False}
+    try:
+        with part.open("wb") as file, open(ids_part, "w", encoding="utf-8") if ids_file else _Nowhere() as names, progress("Encoding") as step:
+
+            def texts() -> Iterator[str]:
+                for document in read_corpus(sources, corpus, report):
+                    names.write(document.id.replace("\n", " ") + "\n")
+                    yield document.text
+
+            # The number of rows stands in the header and is known last; a header has a fixed length.
+            np.lib.format.write_array_header_1_0(file, {**header, "shape": (0, encoder.dim)})
+            length = file.tell()
+            for block in encoder.encode_stream(texts(), kind, report=counts, progress=step):  # type: ignore[arg-type]
+                file.write(block.astype("<f4", copy=False).tobytes())
+            file.seek(0)
+            np.lib.format.write_array_header_1_0(file, {**header, "shape": (counts.texts, encoder.dim)})
+            assert file.tell() == length
+        if not counts.texts:
+            raise CorpusError(f"{', '.join(sources)}: no text to encode")
+        part.replace(output)
+        if ids_file:
+            ids_part.replace(ids_file)
+    finally:
+        part.unlink(missing_ok=True)
+        ids_part.unlink(missing_ok=True)
+    seconds = time.monotonic() - began
+    if report.empty:
+        note(f"{counted(report.empty, 'row')} without text skipped, the first is {report.first_empty}; --ids tells which row is which")
+    if report.rejected:
+        note(f"{counted(report.rejected, 'row')} rejected, the first: {report.first_rejected}")
+    if counts.truncated:
+        note(f"{counted(counts.truncated, 'document')} cut at {encoder.spec.max_length} tokens")
+    if as_json:
+        write_json(
+            {"documents": counts.texts, "tokens": counts.tokens, "dim": encoder.dim, "empty": report.empty,
+             "rejected": report.rejected, "truncated": counts.truncated, "seconds": round(seconds, 3)}
+        )  # fmt: skip
+    else:
+        click.echo(f"{counted(counts.texts, 'document')} in {output}, {encoder.dim} wide ({seconds:.1f} s)")
+
+
+class _Nowhere:
+    """Takes ids that nobody asked for."""
+
+    def __enter__(self) -> _Nowhere:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+    def write(self, text: str) -> int:
+        return len(text)

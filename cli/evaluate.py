@@ -1,0 +1,70 @@
+"""`embell evaluate sts` and `embell evaluate retrieval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from embell.cli.console import write_json
+from embell.cli.options import ModelOptions, json_option, model_options
+
+
+@click.group(no_args_is_help=True)
+def evaluate() -> None:
+    """Measure an encoder on labelled data.
+
+    \b
+    embell evaluate sts stsb-test.tsv
+    embell evaluate retrieval cranfield/
+    """
+
+
+@evaluate.command(no_args_is_help=True)
+@click.argument("files", metavar="FILE.tsv...", nargs=-1, required=True)
+@click.option("--score-field", metavar="F", help="Column of the score.  [default: score, or relatedness]")
+@model_options
+@json_option
+def sts(files: tuple[str, ...], score_field: str | None, model: ModelOptions, as_json: bool) -> None:
+    """Spearman correlation (times 100) of cosine and human score.
+
+    Each file is TSV with the columns sentence1, sentence2 and score (or relatedness).
+    """
+    from embell.engine.evaluation import evaluate_sts
+
+    encoder = model.load()
+    results = []
+    for file in files:
+        result = evaluate_sts(encoder, Path(file), score_field)
+        results.append(result)
+        if as_json:
+            write_json({"dataset": result.dataset, "pairs": result.pairs, "spearman": round(result.spearman, 3)})
+        else:
+            click.echo(f"{result.dataset:<24}{result.pairs:>7,} pairs   spearman {result.spearman:6.2f}")
+    if len(results) > 1 and not as_json:
+        click.echo(f"{'mean':<24}{'':>13}   spearman {sum(r.spearman for r in results) / len(results):6.2f}")
+
+
+@evaluate.command(no_args_is_help=True)
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True)
+@model_options
+@json_option
+def retrieval(folders: tuple[str, ...], model: ModelOptions, as_json: bool) -> None:
+    """nDCG@10 (linear gain) and recall@100.
+
+    Each folder holds corpus.jsonl, queries.jsonl and qrels.tsv (query-id, corpus-id, score).
+    """
+    from embell.engine.evaluation import evaluate_retrieval
+
+    encoder = model.load()
+    for folder in folders:
+        r = evaluate_retrieval(encoder, Path(folder))
+        if as_json:
+            write_json(
+                {"dataset": r.dataset, "documents": r.documents, "queries": r.queries, "ndcg@10": round(r.ndcg_at_10, 4),
+                 "recall@100": round(r.recall_at_100, 4), "empty": r.empty}
+            )  # fmt: skip
+        else:
+            click.echo(
+                f"{r.dataset:<16}{r.documents:>8,} documents {r.queries:>6,} queries   nDCG@10 {r.ndcg_at_10:.3f}   recall@100 {r.recall_at_100:.3f}"
+            )

@@ -1,0 +1,163 @@
+"""`embell index`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from embell.cli.console import counted, note, progress, waiting, write_json
+from embell.cli.options import ModelOptions, corpus_options, json_option, model_options
+
+if TYPE_CHECKING:
+    from embell.document import Document
+    from embell.engine import Collection
+    from embell.indexers.corpora import CorpusOptions
+
+
+@click.command(no_args_is_help=True)
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@click.option("--to", "target", metavar="DIR", required=True, help="The collection; made if it is not there.")
+@corpus_options
+@click.option("--chunk", metavar="TOKENS", type=click.IntRange(8), help="Split documents into chunks of at most this many tokens.")
+@click.option("--vector-field", metavar="F", help="Field that holds each document's own vector.")
+@click.option("--vectors", metavar="FILE.npy", help="The documents' own vectors, a row for each row of the source.")
+@click.option("--index", "kind", metavar="KIND", help="exact, or faiss:FACTORY such as faiss:HNSW32.  [default: exact]")
+@click.option("--prune", is_flag=True, help="Delete documents that are no longer in the source.")
+@click.option("--rejects", metavar="FILE", help="Write rows that cannot be used to this file (with --keep-going).")
+@click.option("--commit-rows", type=click.IntRange(1), default=50_000, show_default=True, help="Commit after this many rows, or a minute.")
+@model_options
+@json_option
+def index(
+    sources: tuple[str, ...],
+    target: str,
+    corpus: CorpusOptions,
+    chunk: int | None,
+    vector_field: str | None,
+    vectors: str | None,
+    kind: str | None,
+    prune: bool,
+    rejects: str | None,
+    commit_rows: int,
+    model: ModelOptions,
+    as_json: bool,
+) -> None:
+    """Index files, folders, or JSON Lines on stdin (-).
+
+    Reads .jsonl .csv .tsv .parquet .txt .md .rst, each also with .gz .xz .zst. Run it again, and only what is
+    new or changed is encoded.
+
+    \b
+    embell index corpus.jsonl --to corpus.embell
+    embell index notes/ reports/ --to notes.embell --chunk 200
+    """
+    from dataclasses import replace
+
+    from embell.engine.collection import Collection
+    from embell.errors import CollectionError, UsageError
+    from embell.indexers.corpora import CorpusReport, read_corpus
+    from embell.indexers.own_vectors import with_vectors
+
+    if vectors is not None and vector_field is not None:
+        raise UsageError("--vectors and --vector-field exclude each other: the vectors come from one place")
+    if rejects is not None and not corpus.keep_going:
+        raise UsageError("--rejects goes with --keep-going: without it the first such row stops the command")
+    corpus = replace(corpus, vector_field=vector_field)
+    own = vectors is not None or vector_field is not None
+    report = CorpusReport()
+    with ExitStack() as stack:
+        on_reject = None
+        if rejects is not None:
+            out = stack.enter_context(open(rejects, "w", encoding="utf-8"))
+
+            def on_reject(message: str, raw: bytes | None) -> None:
+                write_json({"error": message, "row": None if raw is None else raw.decode("utf-8", "replace")}, out)
+
+        documents: Iterator[Document] = read_corpus(sources, corpus, report, on_reject)
+        if vectors is not None:
+            documents = with_vectors(documents, vectors, report)
+        # The first document is read before anything is made, so that a wrong path or field leaves nothing behind.
+        first = next(documents, None)
+        if first is None:
+            _explain_nothing(sources, report)
+        documents = _again(first, documents)
+        if Path(target, "manifest.json").is_file():
+            collection = Collection.open(target, model.for_collection(target))
+            _check_made_so(collection, chunk, own)
+        else:
+            if kind is not None:
+                from embell.indexers.vector_index import check_kind
+
+                check_kind(kind)
+            encoder = model.load() if not own or model.given else None
+            dim = None if not own else len(first.vector or ())
+            collection = Collection.create(target, encoder, dim=dim, chunk=chunk, index=kind or "exact", exist_ok=True)
+        with progress("Indexing") as step:
+            done = collection.add(
+                documents, prune=prune and not report.rejected, commit_rows=commit_rows, progress=step, on_wait=waiting
+            )
+        if kind is not None and kind != collection.manifest.index:
+            collection.optimize(kind)
+    if prune and report.rejected:
+        raise CollectionError("nothing was pruned, because some rows could not be read; see the rejects")
+    _tell(done, report, collection, target, as_json)
+
+
+def _again(first: Document, rest: Iterator[Document]) -> Iterator[Document]:
+    yield first
+    yield from rest
+
+
+def _explain_nothing(sources: tuple[str, ...], report: Any) -> None:
+    from embell.errors import CorpusError
+
+    named = ", ".join(sources)
+    if report.empty:
+        raise CorpusError(f"{named}: no text in any of {counted(report.rows, 'row')} (the first is {report.first_empty}); is --text-field right?")
+    if report.rejected:
+        raise CorpusError(f"{named}: no row can be used; the first: {report.first_rejected}")
+    raise CorpusError(f"{named}: empty, there is nothing to index")
+
+
+def _check_made_so(collection: Collection, chunk: int | None, own: bool) -> None:
+    from embell.errors import CollectionError
+
+    manifest = collection.manifest
+    if chunk is not None and chunk != manifest.chunk:
+        made = "whole documents" if manifest.chunk is None else f"chunks of {manifest.chunk} tokens"
+        raise CollectionError(f"{collection.path}: holds {made}; leave out --chunk, or index into a new directory")
+    if own != manifest.own_vectors:
+        raise CollectionError(
+            f"{collection.path}: its vectors were given; give them again with --vector-field or --vectors"
+            if manifest.own_vectors
+            else f"{collection.path}: its vectors come from a model; leave out --vector-field and --vectors, or index into a new directory"
+        )
+
+
+def _tell(done: Any, report: Any, collection: Collection, target: str, as_json: bool) -> None:
+    if report.empty:
+        note(f"{counted(report.empty, 'row')} without text skipped, the first is {report.first_empty}")
+    if report.rejected:
+        note(f"{counted(report.rejected, 'row')} rejected, the first: {report.first_rejected}")
+    if done.truncated:
+        chunked = collection.manifest.chunk is not None
+        hint = "" if chunked else "; --chunk 256 indexes all of them"
+        longest = collection.encoder.spec.max_length
+        note(f"{counted(done.truncated, 'chunk' if chunked else 'document')} longer than {longest} tokens: the end is not indexed{hint}")
+    if as_json:
+        write_json(
+            {
+                "documents": done.documents, "encoded": done.encoded, "updated": done.updated, "unchanged": done.unchanged,
+                "missing": done.missing, "pruned": done.pruned, "empty": report.empty, "rejected": report.rejected,
+                "truncated": done.truncated, "rows": len(collection), "seconds": round(done.seconds, 3),
+            }
+        )  # fmt: skip
+        return
+    parts = [f"{done.encoded:,} encoded", f"{done.unchanged:,} unchanged"]
+    parts += [f"{done.updated:,} with new metadata"] * bool(done.updated)
+    if done.missing:
+        parts.append(f"{done.pruned:,} pruned" if done.pruned else f"{done.missing:,} no longer in the source (--prune deletes them)")
+    click.echo(f"{counted(done.documents, 'document')} in {target}: {', '.join(parts)} ({done.seconds:.1f} s)")

@@ -1,0 +1,86 @@
+"""The command `embell`. Commands are imported when they are called, so that --help is quick."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from embell import __version__
+from embell.errors import EmbellError
+
+_COMMANDS = {
+    "index": ("index", "Index a corpus: encode what is new and write it to a collection."),
+    "search": ("search", "Search a collection by meaning."),
+    "similar": ("search", "Find the documents nearest to one of the collection."),
+    "dedup": ("dedup", "Find near-duplicates in a corpus or a collection."),
+    "info": ("collection", "Show what a collection holds and what it was made with."),
+    "delete": ("collection", "Delete documents from a collection."),
+    "encode": ("encode", "Encode a corpus to a NumPy file."),
+    "evaluate": ("evaluate", "Measure the encoder: STS, retrieval."),
+    "demo": ("demo", "See it work on the documentation of this machine's own Python."),
+}
+
+
+class _Commands(click.Group):
+    """A group whose commands live in modules that are imported on demand."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"embell.cli.{_COMMANDS[cmd_name][0]}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_Commands, context_settings={"auto_envvar_prefix": "EMBELL", "help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="embell")
+def cli() -> None:
+    """Semantic search and near-duplicate detection, offline, with BeLLM encoders.
+
+    \b
+    embell index notes/ --to notes.embell
+    embell search notes.embell "what did we decide about backups"
+    embell dedup corpus.jsonl --output kept.jsonl --removed removed.jsonl
+    """
+
+
+def main() -> None:
+    """Run the command line. Errors are one line on stderr; the status is 1 for failed, 2 for misused."""
+    try:
+        status = cli.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "")
+        status = 2
+    except click.ClickException as error:
+        where = f"embell {error.ctx.info_name}" if isinstance(error, click.UsageError) and error.ctx and error.ctx.parent else "embell"
+        _fail(where, error.format_message())
+        status = error.exit_code
+    except EmbellError as error:
+        _fail("embell", str(error))
+        status = error.exit_status
+    except (click.Abort, KeyboardInterrupt):
+        _fail("embell", "interrupted; what was committed stays, the same command goes on from there")
+        status = 130
+    except BrokenPipeError:  # the reader of our output has seen enough
+        sys.stderr.close()
+        status = 0
+    except MemoryError:
+        _fail("embell", "out of memory; index in smaller parts, or lower --commit-rows")
+        status = 1
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        _fail("embell", f"{name}{error.strerror or error}")
+        status = 1
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(where: str, message: str) -> None:
+    click.echo(f"{where}: {' '.join(message.split())}", err=True)

@@ -1,0 +1,84 @@
+"""Shared by the tests: the embedded encoder, and the command line as a real process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("embell", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+settings.load_profile("embell")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    def fails(self, status: int, *parts: str) -> None:
+        """Asserts one line on stderr that says all of this, nothing on stdout, and the status."""
+        assert self.status == status, self
+        assert self.out == "", self
+        assert len(self.err.splitlines()) == 1, self
+        assert "Traceback" not in self.err
+        for part in parts:
+            assert part in self.err, (part, self.err)
+
+
+@pytest.fixture(scope="session")
+def embell() -> Callable[..., Ran]:
+    """Runs `embell ARGS` in a process of its own."""
+
+    def run(*args: str | Path, input: str = "", cwd: Path | None = None, **env: str) -> Ran:
+        done = subprocess.run(
+            [sys.executable, "-m", "embell", *map(str, args)], input=input, capture_output=True, text=True, cwd=cwd,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", **env}, timeout=240, encoding="utf-8",
+        )  # fmt: skip
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def mini() -> Any:
+    """The embedded encoder."""
+    from embell import Encoder
+
+    return Encoder.load()
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+TOPICS = {
+    "cats": ["The cat sleeps on the warm sofa.", "A kitten chases a ball of wool.", "Cats purr when they are content."],
+    "money": ["The bank raised its interest rate.", "Shares fell sharply on Monday.", "Inflation slowed to two percent."],
+    "space": ["The probe entered orbit around Mars.", "A telescope photographed a distant galaxy.", "Astronauts repaired the station."],
+    "food": ["Bake the bread for forty minutes.", "The soup needs more salt.", "Fresh basil goes well with tomatoes."],
+}
+"""Twelve short texts on four topics."""
+
+
+def topic_rows() -> list[dict[str, Any]]:
+    rows = []
+    for topic, texts in TOPICS.items():
+        for number, text in enumerate(texts):
+            rows.append({"id": f"{topic}-{number}", "text": text, "topic": topic, "year": 2000 + len(rows)})
+    return rows

@@ -1,0 +1,155 @@
+"""One contract for all vector indices, held against brute force in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from embell import MissingExtraError, UsageError
+from embell.indexers import exact as exact_module
+from embell.indexers.exact import ExactIndex, renormalise
+from embell.indexers.faiss_index import FaissIndex
+from embell.indexers.vector_index import check_kind
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+Array = np.ndarray[Any, Any]
+MAKERS: dict[str, Callable[[int], Any]] = {"exact": ExactIndex, "faiss:Flat": lambda dim: FaissIndex(dim, "Flat")}
+
+
+def unit_rows(seed: int, n: int, dim: int, clusters: int = 5, spread: float = 0.3) -> Array:
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((clusters, dim))
+    return renormalise(centres[rng.integers(0, clusters, n)] + spread * rng.standard_normal((n, dim)))
+
+
+def reference(queries: Array, rows: Array) -> Array:
+    """Scores of the stored rows in float64, `(q, n)`."""
+    return np.einsum("qd,nd->qn", queries.astype(np.float64), renormalise(rows).astype(np.float64))
+
+
+def ranked(scores: Array, k: int) -> Array:
+    return np.lexsort((np.broadcast_to(np.arange(scores.shape[1]), scores.shape), -scores))[:, :k]
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("n", [0, 1, 7, 3000])
+def test_search_and_range_search_agree_with_brute_force(kind: str, n: int, tmp_path: Path) -> None:
+    rows, queries = unit_rows(0, n, 24).astype(np.float16), unit_rows(1, 9, 24)
+    index = MAKERS[kind](24)
+    keys = np.arange(n) * 3 + 5
+    index.add(keys[: n // 2], rows[: n // 2])
+    index.add(keys[n // 2 :], rows[n // 2 :])
+    index.save(tmp_path)
+    for one in (index, type(index).load(tmp_path)):
+        scores, found = one.search(queries, 10)
+        truth = reference(queries, rows)
+        best = ranked(truth, 10)
+        assert found.shape == scores.shape == (9, 10)
+        assert (found[:, n:] == -1).all()
+        np.testing.assert_array_equal(found[:, : min(10, n)], keys[best])
+        np.testing.assert_allclose(scores[:, : min(10, n)], np.take_along_axis(truth, best, 1), atol=1e-3)
+        for query, (values, hits) in enumerate(one.range_search(queries, 0.5)):
+            sure = set(keys[truth[query] >= 0.501].tolist())
+            assert sure <= set(hits.tolist()) <= set(keys[truth[query] >= 0.499].tolist())
+            assert (np.diff(values) <= 0).all()
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_exact_search_is_the_reference_in_values_and_order(data: st.DataObject) -> None:
+    n, dim, k = data.draw(st.integers(1, 300)), data.draw(st.integers(2, 48)), data.draw(st.integers(1, 320))
+    rows = unit_rows(data.draw(st.integers(0, 2**32 - 1)), n, dim, data.draw(st.integers(1, 4)), data.draw(st.sampled_from([0.0, 1e-3, 0.02, 0.5])))
+    stored = rows.astype(np.float16)
+    queries = np.concatenate([rows[:3], unit_rows(data.draw(st.integers(0, 2**32 - 1)), 3, dim)])
+    index = ExactIndex(dim)
+    cut = data.draw(st.integers(0, n))
+    index.add(np.arange(cut), stored[:cut])
+    index.add(np.arange(cut, n), stored[cut:])
+    allowed = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n))) if data.draw(st.booleans()) else None
+    truth = reference(queries, stored)
+    if allowed is not None:
+        truth[:, ~allowed] = -np.inf
+    exist = min(k, n if allowed is None else int(allowed.sum()))
+    scores, keys = index.search(queries, k, allowed)
+    np.testing.assert_array_equal(keys[:, :exist], ranked(truth, exist))
+    assert (keys[:, exist:] == -1).all()
+    np.testing.assert_allclose(scores[:, :exist], np.take_along_axis(truth, ranked(truth, exist), 1), rtol=0, atol=1e-12)
+    threshold = data.draw(st.floats(-1, 1))
+    for query, (values, hits) in enumerate(index.range_search(queries, threshold, allowed)):
+        sure = np.flatnonzero(truth[query] >= threshold + 1e-12)
+        assert set(sure.tolist()) <= set(hits.tolist())
+        assert (truth[query][hits] >= threshold - 1e-12).all()
+        assert (np.diff(values) <= 0).all()
+
+
+@given(data=st.data())
+@settings(max_examples=30)
+def test_the_coarse_scores_stay_within_their_error(data: st.DataObject) -> None:
+    dim = data.draw(st.sampled_from([2, 8, 64, 384]))
+    rows = unit_rows(data.draw(st.integers(0, 2**32 - 1)), 200, dim, spread=data.draw(st.sampled_from([1e-4, 0.1, 1.0])))
+    index = ExactIndex(dim)
+    index.add(np.arange(200), rows.astype(np.float16))
+    for index._bf16 in (index._bf16, False):
+        coarse = np.concatenate([block.numpy() for _, block in index._coarse(rows[:20], None)], axis=1)
+        assert np.abs(coarse - reference(rows[:20], rows.astype(np.float16))).max() <= index.error
+
+
+def test_ten_thousand_equal_rows_are_ordered_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.repeat(unit_rows(3, 1, 32).astype(np.float16), 10_000, axis=0)
+    others = unit_rows(4, 500, 32).astype(np.float16)
+    index = ExactIndex(32)
+    index.add(np.arange(10_500), np.concatenate([others[:250], rows, others[250:]]))
+    query = renormalise(rows[:1])
+    for most in (2_000_000, 500):  # settled at the end, and block by block
+        monkeypatch.setattr(exact_module, "_MOST_CANDIDATES", most)
+        scores, keys = index.search(query, 50)
+        assert keys[0].tolist() == list(range(250, 300))
+        assert len(set(scores[0].tolist())) == 1
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.9, 0.97])
+def test_pairs_are_all_pairs_at_or_above_the_threshold_once(threshold: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact_module, "QUERIES", 37)
+    monkeypatch.setattr(exact_module, "BLOCK", 50)
+    rows = unit_rows(5, 400, 16, clusters=40, spread=0.1).astype(np.float16)
+    index = ExactIndex(16)
+    index.add(np.arange(150), rows[:150])
+    index.add(np.arange(150, 400), rows[150:])
+    found = {(position, int(other)): score for position, others, scores in index.pairs(threshold) for other, score in zip(others, scores)}
+    truth = reference(renormalise(rows), rows)
+    expected = {(i, j) for i in range(400) for j in range(i) if truth[i, j] >= threshold}
+    assert set(found) == expected
+    assert expected
+    for (i, j), score in found.items():
+        assert abs(score - truth[i, j]) < 1e-12
+
+
+@pytest.mark.parametrize("factory", ["HNSW16", "IVF8,Flat", "IVF8,SQ8", "PQ16x4fs"])
+def test_faiss_factories_find_most_neighbours(factory: str, tmp_path: Path) -> None:
+    rows, queries = unit_rows(6, 4000, 32, clusters=60).astype(np.float16), unit_rows(7, 50, 32, clusters=60)
+    index = FaissIndex(32, factory)
+    index.add(np.arange(4000), rows)
+    index.save(tmp_path)
+    _, found = FaissIndex.load(tmp_path).search(queries, 50)
+    best = ranked(reference(queries, rows), 10)
+    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found.tolist(), best.tolist(), strict=True)]) > 0.6
+
+
+def test_kinds_are_checked_by_name() -> None:
+    assert check_kind("exact") == "exact"
+    assert check_kind("faiss:HNSW32") == "faiss:HNSW32"
+    for wrong in ("exakt", "faiss:", "faiss:NoSuchThing9", "lance"):
+        with pytest.raises(UsageError):
+            check_kind(wrong)
+
+
+def test_without_faiss_the_install_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'embell\[cpu\]'"):
+        check_kind("faiss:Flat")
