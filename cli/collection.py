@@ -44,7 +44,11 @@ def info(directory: str, as_json: bool) -> None:
     if encoder is None:
         lines.append(("vectors", f"given, {manifest.dim} wide; text queries need --model"))
     else:
-        start = "causal" if encoder.start_layer is None else f"layers {encoder.start_layer} to {encoder.layers - 1} of {encoder.layers} look both ways"
+        start = (
+            "causal"
+            if encoder.start_layer is None
+            else f"layers {encoder.start_layer} to {encoder.layers - 1} of {encoder.layers} look both ways"
+        )
         lines.append(("model", f"{encoder.backbone} ({start}, {encoder.pooling} pooling, {encoder.dim} wide, {encoder.dtype})"))
         lines.append(("max length", f"{encoder.max_length} tokens"))
     recall = "not measured" if manifest.recall is None else f"{manifest.recall:.3f}"
@@ -61,7 +65,7 @@ def info(directory: str, as_json: bool) -> None:
 @click.option("--where", metavar="EXPR", help="Delete documents that match this condition.")
 @json_option
 def delete(directory: str, ids: tuple[str, ...], where: str | None, as_json: bool) -> None:
-    """Delete documents from a collection.
+    r"""Delete documents from a collection.
 
     \b
     embell delete notes.embell --id old.md

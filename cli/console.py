@@ -56,7 +56,7 @@ def waiting() -> None:
 
 
 def counted(number: int, noun: str) -> str:
-    """ "1 document", "2 documents"."""
+    """The number and the noun, in the plural unless there is one: 1 document, 2 documents."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 

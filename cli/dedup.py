@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
@@ -40,7 +40,7 @@ def dedup(
     model: ModelOptions,
     as_json: bool,
 ) -> None:
-    """Find near-duplicates: texts that agree but for case and spacing, and texts whose vectors nearly do.
+    r"""Find near-duplicates: texts that agree but for case and spacing, and texts whose vectors nearly do.
 
     The first of each kind is kept. No two kept rows are duplicates of each other, and every dropped row names
     a kept one. JSON Lines are written out as they stood; nothing in the source or the collection is changed.
@@ -65,12 +65,12 @@ def dedup(
             from embell.engine.collection import Collection
 
             collection = Collection.open(sources[0])
-            records: Callable[[], Iterable[tuple[str, bytes]]] = lambda: _collection_rows(collection)  # noqa: E731
+            records: Callable[[], Iterable[tuple[str, bytes]]] = partial(_collection_rows, collection)
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="embell-")))
             stdin = _spooled(stack) if "-" in sources else None
             collection = _temporary(folder, sources, corpus, model, report, stdin)
-            records = lambda: _source_rows(sources, corpus, stdin)  # noqa: E731
+            records = partial(_source_rows, sources, corpus, stdin)
         with progress("Comparing"):
             found = collection.duplicates(threshold)
         texts = {row.id: "" for row in found.dropped}
@@ -81,7 +81,12 @@ def dedup(
 
 
 def _temporary(
-    folder: Path, sources: tuple[str, ...], corpus: CorpusOptions, model: ModelOptions, report: CorpusReport, stdin: BinaryIO | None
+    folder: Path,
+    sources: tuple[str, ...],
+    corpus: CorpusOptions,
+    model: ModelOptions,
+    report: CorpusReport,
+    stdin: BinaryIO | None,
 ) -> Collection:
     """The sources as a collection that goes away at the end: so a large corpus need not fit into memory."""
     from embell.engine.collection import Collection
@@ -91,7 +96,9 @@ def _temporary(
     documents = read_corpus(sources, corpus, report, stdin=stdin)
     first = next(documents, None)
     if first is None:
-        raise CorpusError(f"{', '.join(sources)}: no text in it" + (f" (the first row without is {report.first_empty})" if report.empty else ""))
+        raise CorpusError(
+            f"{', '.join(sources)}: no text in it" + (f" (the first row without is {report.first_empty})" if report.empty else "")
+        )
     collection = Collection.create(folder / "dedup.embell", model.load())
 
     def bare() -> Iterator[Any]:
@@ -108,16 +115,19 @@ def _temporary(
     if report.rejected:
         note(f"{counted(report.rejected, 'row')} rejected, the first: {report.first_rejected}")
     if done.truncated:
-        note(f"{counted(done.truncated, 'document')} longer than {collection.encoder.spec.max_length} tokens: compared by the beginning")
+        note(
+            f"{counted(done.truncated, 'document')} longer than {collection.encoder.spec.max_length} tokens: compared by the beginning"
+        )
     return collection
 
 
 def _spooled(stack: ExitStack) -> BinaryIO:
     """Stdin in a file, because it is read twice."""
-    file = stack.enter_context(tempfile.TemporaryFile())
+    file = tempfile.TemporaryFile()  # noqa: SIM115  (the stack closes it)
+    stack.enter_context(file)
     shutil.copyfileobj(sys.stdin.buffer, file)
     file.seek(0)
-    return file  # type: ignore[return-value]
+    return file
 
 
 def _source_rows(sources: tuple[str, ...], corpus: CorpusOptions, stdin: BinaryIO | None) -> Iterator[tuple[str, bytes]]:
@@ -143,7 +153,7 @@ def _source_rows(sources: tuple[str, ...], corpus: CorpusOptions, stdin: BinaryI
 def _collection_rows(collection: Collection) -> Iterator[tuple[str, bytes]]:
     import orjson
 
-    names = [name for name in ("id", "text", *collection.store.metadata_types)]
+    names = ["id", "text", *collection.store.metadata_types]
     for row in collection.store.scan(names):
         yield row["id"], orjson.dumps({name: value for name, value in row.items() if value is not None}, default=str)
 
@@ -168,7 +178,9 @@ def _write(
     if removed:
         with _whole(removed) as file:
             for row in found.dropped:
-                write_json({"id": row.id, "kept_id": row.kept_id, "score": row.score, "kind": row.kind, "text": texts[row.id]}, file)
+                write_json(
+                    {"id": row.id, "kept_id": row.kept_id, "score": row.score, "kind": row.kind, "text": texts[row.id]}, file
+                )
     if pairs:
         import pyarrow.parquet
 
@@ -182,26 +194,20 @@ def _write(
             part.unlink(missing_ok=True)
 
 
-class _whole:
+@contextmanager
+def _whole(path: str) -> Iterator[TextIO]:
     """A text file that appears under its name only when it is complete; `-` is stdout."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.part = Path(f"{path}.part")
-
-    def __enter__(self) -> TextIO:
-        self.file: TextIO = click.get_text_stream("stdout", encoding="utf-8") if self.path == "-" else io.open(self.part, "w", encoding="utf-8", newline="\n")
-        return self.file
-
-    def __exit__(self, kind: object, *rest: object) -> None:
-        if self.path == "-":
-            self.file.flush()
-            return
-        self.file.close()
-        if kind is None:
-            self.part.replace(self.path)
-        else:
-            self.part.unlink(missing_ok=True)
+    if path == "-":
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    part = Path(f"{path}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _tell(found: Duplicates, report: CorpusReport, texts: dict[str, str], seconds: float, as_json: bool, quiet: bool) -> None:

@@ -45,7 +45,9 @@ def demo(target: str | None, model: ModelOptions) -> None:
     with progress("Encoding") as step:
         done = collection.add(documents, prune=True, progress=step, on_wait=waiting)
     seconds = time.monotonic() - began
-    click.echo(f"{done.encoded:,} encoded, {done.unchanged:,} known from an earlier run, in {seconds:.1f} s, with {encoder.spec.backbone}.")
+    click.echo(
+        f"{done.encoded:,} encoded, {done.unchanged:,} known from an earlier run, in {seconds:.1f} s, with {encoder.spec.backbone}."
+    )
     for question in QUESTIONS:
         click.secho(f"\n{question}?", bold=True)
         print_hits(collection.search(question, 4))

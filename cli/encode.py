@@ -19,14 +19,22 @@ if TYPE_CHECKING:
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option("--output", metavar="FILE.npy", required=True, help="Where to write the vectors: float32, a row a document.")
 @click.option("--ids", "ids_file", metavar="FILE", help="Write the id of each row here, a line each.")
-@click.option("--kind", type=click.Choice(["document", "query"]), default="document", show_default=True, help="Which prompt to use.")
+@click.option(
+    "--kind", type=click.Choice(["document", "query"]), default="document", show_default=True, help="Which prompt to use."
+)
 @corpus_options
 @model_options
 @json_option
 def encode(
-    sources: tuple[str, ...], output: str, ids_file: str | None, kind: str, corpus: CorpusOptions, model: ModelOptions, as_json: bool
+    sources: tuple[str, ...],
+    output: str,
+    ids_file: str | None,
+    kind: str,
+    corpus: CorpusOptions,
+    model: ModelOptions,
+    as_json: bool,
 ) -> None:
-    """Encode a corpus to a NumPy file of unit vectors.
+    r"""Encode a corpus to a NumPy file of unit vectors.
 
     \b
     embell encode corpus.jsonl --output corpus.npy --ids corpus.ids
@@ -47,7 +55,11 @@ def encode(
     began = time.monotonic()
     header = {"descr": "<f4", "fortran_order": False}
     try:
-        with part.open("wb") as file, open(ids_part, "w", encoding="utf-8") if ids_file else _Nowhere() as names, progress("Encoding") as step:
+        with (
+            part.open("wb") as file,
+            open(ids_part, "w", encoding="utf-8") if ids_file else _Nowhere() as names,
+            progress("Encoding") as step,
+        ):
 
             def texts() -> Iterator[str]:
                 for document in read_corpus(sources, corpus, report):
@@ -72,7 +84,9 @@ def encode(
         ids_part.unlink(missing_ok=True)
     seconds = time.monotonic() - began
     if report.empty:
-        note(f"{counted(report.empty, 'row')} without text skipped, the first is {report.first_empty}; --ids tells which row is which")
+        note(
+            f"{counted(report.empty, 'row')} without text skipped, the first is {report.first_empty}; --ids tells which row is which"
+        )
     if report.rejected:
         note(f"{counted(report.rejected, 'row')} rejected, the first: {report.first_rejected}")
     if counts.truncated:

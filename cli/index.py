@@ -15,20 +15,25 @@ from embell.cli.options import ModelOptions, corpus_options, json_option, model_
 if TYPE_CHECKING:
     from embell.document import Document
     from embell.engine import Collection
-    from embell.indexers.corpora import CorpusOptions
+    from embell.errors import CorpusError
+    from embell.indexers.corpora import CorpusOptions, CorpusReport
 
 
 @click.command(no_args_is_help=True)
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option("--to", "target", metavar="DIR", required=True, help="The collection; made if it is not there.")
 @corpus_options
-@click.option("--chunk", metavar="TOKENS", type=click.IntRange(8), help="Split documents into chunks of at most this many tokens.")
+@click.option(
+    "--chunk", metavar="TOKENS", type=click.IntRange(8), help="Split documents into chunks of at most this many tokens."
+)
 @click.option("--vector-field", metavar="F", help="Field that holds each document's own vector.")
 @click.option("--vectors", metavar="FILE.npy", help="The documents' own vectors, a row for each row of the source.")
 @click.option("--index", "kind", metavar="KIND", help="exact, or faiss:FACTORY such as faiss:HNSW32.  [default: exact]")
 @click.option("--prune", is_flag=True, help="Delete documents that are no longer in the source.")
 @click.option("--rejects", metavar="FILE", help="Write rows that cannot be used to this file (with --keep-going).")
-@click.option("--commit-rows", type=click.IntRange(1), default=50_000, show_default=True, help="Commit after this many rows, or a minute.")
+@click.option(
+    "--commit-rows", type=click.IntRange(1), default=50_000, show_default=True, help="Commit after this many rows, or a minute."
+)
 @model_options
 @json_option
 def index(
@@ -45,7 +50,7 @@ def index(
     model: ModelOptions,
     as_json: bool,
 ) -> None:
-    """Index files, folders, or JSON Lines on stdin (-).
+    r"""Index files, folders, or JSON Lines on stdin (-).
 
     Reads .jsonl .csv .tsv .parquet .txt .md .rst, each also with .gz .xz .zst. Run it again, and only what is
     new or changed is encoded.
@@ -82,7 +87,7 @@ def index(
         # The first document is read before anything is made, so that a wrong path or field leaves nothing behind.
         first = next(documents, None)
         if first is None:
-            _explain_nothing(sources, report)
+            raise _nothing(sources, report)
         documents = _again(first, documents)
         if Path(target, "manifest.json").is_file():
             collection = Collection.open(target, model.for_collection(target))
@@ -93,7 +98,7 @@ def index(
 
                 check_kind(kind)
             encoder = model.load() if not own or model.given else None
-            dim = None if not own else len(first.vector or ())
+            dim = len(first.vector) if first.vector is not None else None
             collection = Collection.create(target, encoder, dim=dim, chunk=chunk, index=kind or "exact", exist_ok=True)
         with progress("Indexing") as step:
             done = collection.add(
@@ -111,15 +116,17 @@ def _again(first: Document, rest: Iterator[Document]) -> Iterator[Document]:
     yield from rest
 
 
-def _explain_nothing(sources: tuple[str, ...], report: Any) -> None:
+def _nothing(sources: tuple[str, ...], report: CorpusReport) -> CorpusError:
     from embell.errors import CorpusError
 
     named = ", ".join(sources)
     if report.empty:
-        raise CorpusError(f"{named}: no text in any of {counted(report.rows, 'row')} (the first is {report.first_empty}); is --text-field right?")
+        return CorpusError(
+            f"{named}: no text in any of {counted(report.rows, 'row')} (the first is {report.first_empty}); is --text-field right?"
+        )
     if report.rejected:
-        raise CorpusError(f"{named}: no row can be used; the first: {report.first_rejected}")
-    raise CorpusError(f"{named}: empty, there is nothing to index")
+        return CorpusError(f"{named}: no row can be used; the first: {report.first_rejected}")
+    return CorpusError(f"{named}: empty, there is nothing to index")
 
 
 def _check_made_so(collection: Collection, chunk: int | None, own: bool) -> None:
@@ -146,7 +153,9 @@ def _tell(done: Any, report: Any, collection: Collection, target: str, as_json: 
         chunked = collection.manifest.chunk is not None
         hint = "" if chunked else "; --chunk 256 indexes all of them"
         longest = collection.encoder.spec.max_length
-        note(f"{counted(done.truncated, 'chunk' if chunked else 'document')} longer than {longest} tokens: the end is not indexed{hint}")
+        note(
+            f"{counted(done.truncated, 'chunk' if chunked else 'document')} longer than {longest} tokens: the end is not indexed{hint}"
+        )
     if as_json:
         write_json(
             {
@@ -159,5 +168,7 @@ def _tell(done: Any, report: Any, collection: Collection, target: str, as_json: 
     parts = [f"{done.encoded:,} encoded", f"{done.unchanged:,} unchanged"]
     parts += [f"{done.updated:,} with new metadata"] * bool(done.updated)
     if done.missing:
-        parts.append(f"{done.pruned:,} pruned" if done.pruned else f"{done.missing:,} no longer in the source (--prune deletes them)")
+        parts.append(
+            f"{done.pruned:,} pruned" if done.pruned else f"{done.missing:,} no longer in the source (--prune deletes them)"
+        )
     click.echo(f"{counted(done.documents, 'document')} in {target}: {', '.join(parts)} ({done.seconds:.1f} s)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -40,10 +41,13 @@ class _Commands(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
 
 
-@click.group(cls=_Commands, context_settings={"auto_envvar_prefix": "EMBELL", "help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_Commands,
+    context_settings={"auto_envvar_prefix": "EMBELL", "help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="embell")
 def cli() -> None:
-    """Semantic search and near-duplicate detection, offline, with BeLLM encoders.
+    r"""Semantic search and near-duplicate detection, offline, with BeLLM encoders.
 
     \b
     embell index notes/ --to notes.embell
@@ -60,7 +64,11 @@ def main() -> None:
         click.echo(error.ctx.get_help() if error.ctx else "")
         status = 2
     except click.ClickException as error:
-        where = f"embell {error.ctx.info_name}" if isinstance(error, click.UsageError) and error.ctx and error.ctx.parent else "embell"
+        where = (
+            f"embell {error.ctx.info_name}"
+            if isinstance(error, click.UsageError) and error.ctx and error.ctx.parent
+            else "embell"
+        )
         _fail(where, error.format_message())
         status = error.exit_code
     except EmbellError as error:
@@ -78,6 +86,11 @@ def main() -> None:
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         _fail("embell", f"{name}{error.strerror or error}")
+        status = 1
+    except Exception as error:
+        if os.environ.get("EMBELL_TRACEBACK"):
+            raise
+        _fail("embell", f"unexpected {type(error).__name__}: {error}; this is a fault of embell, EMBELL_TRACEBACK=1 shows where")
         status = 1
     sys.exit(status if isinstance(status, int) else 0)
 

@@ -10,7 +10,6 @@ import click
 
 if TYPE_CHECKING:
     from embell.engine import Encoder
-    from embell.indexers.corpora import CorpusOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -62,9 +61,10 @@ class ModelOptions:
             return self.load()
         if self.device is None and self.dtype is None and self.threads is None:
             return None
+        from pathlib import Path
+
         from embell.engine.encoder import EMBEDDED_NAME, Encoder
         from embell.engine.manifest import Manifest
-        from pathlib import Path
 
         spec = Manifest.read(Path(path)).encoder
         if spec is None:
@@ -82,7 +82,15 @@ _SETTINGS = ("start_layer", "pooling", "query_prompt", "document_prompt", "max_l
 def model_options(command: F) -> F:
     """Add the options of the encoder; the command receives `model: ModelOptions`."""
 
-    def wrapped(*args: Any, model: str | None, revision: str | None, device: str | None, dtype: str | None, threads: int | None, **kwargs: Any) -> Any:
+    def wrapped(
+        *args: Any,
+        model: str | None,
+        revision: str | None,
+        device: str | None,
+        dtype: str | None,
+        threads: int | None,
+        **kwargs: Any,
+    ) -> Any:
         context = click.get_current_context()
         settings = {}
         for name in _SETTINGS:
@@ -97,13 +105,17 @@ def model_options(command: F) -> F:
     options = [
         click.option("--model", metavar="DIR|ID", help="Model directory or hub id.  [default: the embedded model]"),
         click.option("--revision", help="Revision of a hub model."),
-        click.option("--start-layer", type=StartLayer(), help="First bidirectional layer: 0, 1, …, from the end with a minus, or none."),
+        click.option(
+            "--start-layer", type=StartLayer(), help="First bidirectional layer: 0, 1, …, from the end with a minus, or none."
+        ),
         click.option("--pooling", type=click.Choice(["mean", "last"]), help="How token states become one vector."),
         click.option("--query-prompt", metavar="TEMPLATE", help="Prompt for questions, with {text} in it."),
         click.option("--document-prompt", metavar="TEMPLATE", help="Prompt for documents, with {text} in it."),
         click.option("--max-length", type=click.IntRange(1), help="Longest text in tokens; the rest is cut and counted."),
         click.option("--device", help="cpu, cuda, cuda:1, …  [default: a GPU if there is one]"),
-        click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: bf16 where the hardware has it]"),
+        click.option(
+            "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: bf16 where the hardware has it]"
+        ),
         click.option("--threads", type=click.IntRange(1), help="CPU threads."),
     ]
     for option in reversed(options):
@@ -115,19 +127,25 @@ def corpus_options(command: F) -> F:
     """Add the options that say how to read a corpus; the command receives `corpus: CorpusOptions`."""
 
     def wrapped(
-        *args: Any, id_field: str | None, text_field: tuple[str, ...], string_field: tuple[str, ...], vector_field: str | None = None,
-        keep_going: bool, **kwargs: Any,
+        *args: Any, id_field: str | None, text_field: tuple[str, ...], string_field: tuple[str, ...], keep_going: bool, **kwargs: Any
     ) -> Any:  # fmt: skip
         from embell.indexers.corpora import CorpusOptions
 
-        return command(*args, corpus=CorpusOptions(id_field, text_field, vector_field, string_field, keep_going), **kwargs)
+        return command(*args, corpus=CorpusOptions(id_field, text_field, None, string_field, keep_going), **kwargs)
 
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
     wrapped.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     options = [
         click.option("--id-field", metavar="F", help="Field that holds the id.  [default: id, else _id, else path#row]"),
-        click.option("--text-field", metavar="F", multiple=True, help="Field that holds the text; several are joined.  [default: title and text]"),
-        click.option("--string-field", metavar="F", multiple=True, help="Store this field as text, whatever it holds (repeatable)."),
+        click.option(
+            "--text-field",
+            metavar="F",
+            multiple=True,
+            help="Field that holds the text; several are joined.  [default: title and text]",
+        ),
+        click.option(
+            "--string-field", metavar="F", multiple=True, help="Store this field as text, whatever it holds (repeatable)."
+        ),
         click.option("--keep-going", is_flag=True, help="Skip rows that cannot be used instead of stopping."),
     ]
     for option in reversed(options):

@@ -39,7 +39,7 @@ def search(
     model: ModelOptions,
     as_json: bool,
 ) -> None:
-    """Search a collection by meaning.
+    r"""Search a collection by meaning.
 
     Without a question, asks for one after the other; with -, reads a question a line from stdin.
 
@@ -58,8 +58,12 @@ def search(
 
     if question == "-":
         batch: list[str] = []
-        for line in click.get_text_stream("stdin", encoding="utf-8"):
-            if asked := line.rstrip("\r\n"):
+        for number, line in enumerate(sys.stdin.buffer, 1):
+            try:
+                asked = line.decode().rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise click.UsageError(f"line {number} of stdin is not UTF-8") from error
+            if asked.strip():
                 batch.append(asked)
             if len(batch) == _BATCH:
                 answer(batch)
@@ -120,7 +124,7 @@ def _record(hit: Hit) -> dict[str, Any]:
 @click.option("--min-score", type=float, help="Leave out hits below this cosine.")
 @json_option
 def similar(directory: str, identity: str, k: int, where: str | None, min_score: float | None, as_json: bool) -> None:
-    """Find the documents nearest to one of the collection.
+    r"""Find the documents nearest to one of the collection.
 
     \b
     embell similar corpus.embell doc-17 -k 5
@@ -133,5 +137,3 @@ def similar(directory: str, identity: str, k: int, where: str | None, min_score:
             write_json({"query": identity, "rank": rank, **_record(hit)})
     else:
         print_hits(hits, 0)
-
-

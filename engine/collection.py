@@ -78,7 +78,9 @@ class Collection:
         if encoder is None and dim is None:
             raise UsageError("a collection needs an encoder, or the width (dim) of the vectors that documents bring")
         if encoder is not None and dim is not None and encoder.dim != dim:
-            raise CollectionError(f"the vectors are {dim} wide, those of the model for queries {encoder.dim}: they cannot be compared")
+            raise CollectionError(
+                f"the vectors are {dim} wide, those of the model for queries {encoder.dim}: they cannot be compared"
+            )
         if chunk is not None and dim is not None:
             raise UsageError("documents that bring their own vectors cannot be split into chunks")
         check_kind(index)
@@ -88,7 +90,9 @@ class Collection:
             # A killed creation leaves only these; anything else is somebody's folder.
             strange = sorted(p.name for p in directory.iterdir() if p.name not in _OURS) if directory.is_dir() else []
             if strange:
-                raise CollectionError(f"{directory}: not a collection, and not empty (it holds {strange[0]}); choose a new directory")
+                raise CollectionError(
+                    f"{directory}: not a collection, and not empty (it holds {strange[0]}); choose a new directory"
+                )
             directory.mkdir(parents=True, exist_ok=True)
             with writer_lock(directory):
                 if not (directory / FILE).is_file():
@@ -137,7 +141,9 @@ class Collection:
         if self._encoder is None:
             spec = self._manifest.encoder
             if spec is None:
-                raise CollectionError(f"{self.path}: its vectors were given, so text queries need the model they came from: --model")
+                raise CollectionError(
+                    f"{self.path}: its vectors were given, so text queries need the model they came from: --model"
+                )
             from embell.engine.encoder import EMBEDDED_NAME, Encoder
 
             loaded = Encoder.load(
@@ -176,13 +182,21 @@ class Collection:
 
         with writer_lock(self.path, on_wait):
             self._reload()
+            self._store.repair()
             report = ingest(self, documents, prune, commit_rows, commit_seconds, progress)
             self._refresh_index()
         return report
 
     @overload
-    def search(
-        self, queries: str, k: int = ..., *, where: str | None = ..., offset: int = ..., min_score: float | None = ..., chunks: bool = ...
+    def search(  # type: ignore[overload-overlap]  # a string is a sequence of strings too
+        self,
+        queries: str,
+        k: int = ...,
+        *,
+        where: str | None = ...,
+        offset: int = ...,
+        min_score: float | None = ...,
+        chunks: bool = ...,
     ) -> list[Hit]: ...
 
     @overload
@@ -339,7 +353,8 @@ class Collection:
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         if not np.isfinite(lengths).all() or not (lengths > 0).all():
             raise CollectionError("a query vector holds NaN, or nothing but zeros")
-        return rows / lengths
+        unit: Array = rows / lengths
+        return unit
 
     def _search(
         self, queries: Array, k: int, where: str | None, offset: int, min_score: float | None, chunks: bool, without: str | None
@@ -360,7 +375,10 @@ class Collection:
             exhausted = (keys[:, -1] < 0) | (keys.shape[1] < reach)
             if grouped or without is not None:
                 ids = self._store.rows(sorted(set(keys[keys >= 0].tolist())), ["key", name])
-                picks = [_first_of_each([(int(key), ids[int(key)][name]) for key in row if int(key) in ids], grouped, without) for row in keys]
+                picks = [
+                    _first_of_each([(int(key), ids[int(key)][name]) for key in row if int(key) in ids], grouped, without)
+                    for row in keys
+                ]
                 short = [len(pick) < wanted and not done for pick, done in zip(picks, exhausted, strict=True)]
                 if any(short):
                     reach *= 2

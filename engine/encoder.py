@@ -50,9 +50,7 @@ class EncodeReport:
 class Encoder:
     """Turns texts into float32 rows of length 1. Make one with `Encoder.load`."""
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: EncoderSpec, batch_tokens: int
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: EncoderSpec, batch_tokens: int) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._batch_tokens = batch_tokens
@@ -97,7 +95,7 @@ class Encoder:
         """
         directory = _model_directory(model, revision)
         saved = ModelSettings.read(directory) or ModelSettings()
-        given = {
+        given: dict[str, Any] = {
             "start_layer": start_layer,
             "pooling": pooling,
             "query_prompt": query_prompt,
@@ -120,7 +118,7 @@ class Encoder:
                 f"start layer {start} with last-token pooling equals the causal model: the last token already sees every "
                 f"other, and no layer follows. Use mean pooling, or a start layer of at most {layers - 2}"
             )
-        network.to(target)
+        network.to(target)  # type: ignore[arg-type]
         bellm.make_bidirectional(network, start)
         bellm.probe(network, start)
         positions = getattr(network.config, "max_position_embeddings", None)
@@ -204,12 +202,13 @@ class Encoder:
         report.texts += len(texts)
         report.tokens += int(sum(len(tokens) * int(count) for tokens, count in zip(ids, repeats, strict=True)))
         report.truncated += int(repeats[cut].sum()) if cut else 0
-        vectors = np.empty((len(unique), self.dim), dtype=np.float32)
+        vectors: Vectors = np.empty((len(unique), self.dim), dtype=np.float32)
         for batch in batches_by_length([len(tokens) for tokens in ids], self._batch_tokens):
             vectors[batch] = self._encode_batch([ids[row] for row in batch])
             if progress is not None:
                 progress(int(repeats[batch].sum()))
-        return vectors[inverse]
+        spread: Vectors = vectors[inverse]
+        return spread
 
     def _tokenize(self, texts: list[str], kind: Kind) -> tuple[list[list[int]], list[int]]:
         """Token ids of each prompted text, and the rows that were cut.
@@ -228,13 +227,15 @@ class Encoder:
 
     def _token_ids(self, texts: list[str]) -> list[list[int]]:
         # verbose=False: the tokenizer's own length warning is about a limit that is handled here
-        return self._tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]  # type: ignore[return-value]
+        encoded = self._tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, verbose=False)
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
 
     def _cut(self, text: str, prompt: str, length: int) -> list[int]:
         """Ids of the longest beginning of the text that fits, prompt included."""
         longest = self.spec.max_length
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ends = [end for _, end in encoded["offset_mapping"]]  # type: ignore[union-attr]
+        ends = [end for _, end in encoded["offset_mapping"]]
         keep = len(ends) - (length - longest)
         while keep > 0:
             ids = self._token_ids([prompt.replace("{text}", text[: ends[keep - 1]])])[0]
@@ -337,7 +338,11 @@ def _model_directory(model: str | os.PathLike[str] | None, revision: str | None)
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json", "tokenizer*", "*.txt", "*.model"]))
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=["*.safetensors", "*.json", "tokenizer*", "*.txt", "*.model"]
+            )
+        )
     except Exception as error:
         # Whatever the network stack raises, the user's question is the same: where is the model?
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -128,5 +128,3 @@ def _tsv(path: Path) -> list[tuple[int, dict[str, str]]]:
         raise CorpusError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CorpusError(f"{path}: cannot be read ({error})") from error
-
-

@@ -60,7 +60,9 @@ class _Pending:
 class _Writer:
     """The state of one `ingest`."""
 
-    def __init__(self, collection: Collection, commit_rows: int, commit_seconds: float, progress: Callable[[int], None] | None) -> None:
+    def __init__(
+        self, collection: Collection, commit_rows: int, commit_seconds: float, progress: Callable[[int], None] | None
+    ) -> None:
         self.collection = collection
         self.store = collection.store
         self.manifest = collection.manifest
@@ -79,7 +81,7 @@ class _Writer:
         if self.manifest.chunk is not None:
             from embell.indexers.chunking import Chunker
 
-            self.chunker = Chunker(collection.encoder.tokenizer.backend_tokenizer, self.manifest.chunk)  # type: ignore[attr-defined]
+            self.chunker = Chunker(collection.encoder.tokenizer.backend_tokenizer, self.manifest.chunk)
 
     def take(self, pending: _Pending) -> None:
         self.pending.append(pending)
@@ -170,7 +172,18 @@ class _Writer:
             metadata, digest = changed[name]
             vector = np.array(row["vector"], np.float16)
             rows.append(
-                StoredRow(row["key"], row["id"], row["text"], row["text_hash"], digest, vector, metadata, name, row.get("start", 0), row.get("end", 0))
+                StoredRow(
+                    row["key"],
+                    row["id"],
+                    row["text"],
+                    row["text_hash"],
+                    digest,
+                    vector,
+                    metadata,
+                    name,
+                    row.get("start", 0),
+                    row.get("end", 0),
+                )
             )
         self.store.upsert(rows, self.types)
 
@@ -221,7 +234,9 @@ def ingest(
     return report
 
 
-def _compare(writer: _Writer, batch: list[Document], known: KnownDocuments, present: Array, seen: SeenIds, places: Places) -> None:
+def _compare(
+    writer: _Writer, batch: list[Document], known: KnownDocuments, present: Array, seen: SeenIds, places: Places
+) -> None:
     """Sort a batch into new, changed and unchanged documents, and hand on what needs work."""
     base = writer.report.documents + 1
     hashes = np.fromiter((hash64(document.id) for document in batch), np.int64, len(batch))
@@ -233,8 +248,12 @@ def _compare(writer: _Writer, batch: list[Document], known: KnownDocuments, pres
     try:
         for document, at in zip(batch[:stop], positions[:stop].tolist(), strict=True):
             metadata = writer.types.take(document)
-            text_hash = hash64(document.text if document.vector is None else f"{document.text}\0{np.asarray(document.vector, np.float32).tobytes().hex()}")
-            digest = metadata_hash(document.metadata)
+            text_hash = hash64(
+                document.text
+                if document.vector is None
+                else f"{document.text}\0{np.asarray(document.vector, np.float32).tobytes().hex()}"
+            )
+            digest = metadata_hash(metadata)
             writer.report.documents += 1
             if at >= 0:
                 present[at] = True
@@ -283,4 +302,5 @@ def given_vector(document: Document, dim: int) -> Array:
     length = float(np.linalg.norm(row))
     if length == 0:
         raise CollectionError(f"{where}: its vector is all zeros and has no direction; correct or leave out that row")
-    return row / np.float32(length)
+    unit: Array = row / np.float32(length)
+    return unit

@@ -87,7 +87,9 @@ class Snapshot:
             return self.rows.search(queries, k, allowed)
         _, found = self.candidates.search(queries, min(2 * k + 16, max(1, self.covered)))
         newer = np.arange(len(self.keys)) >= self.covered
-        _, fresh = self.rows.search(queries, min(k, max(1, int(newer.sum()))), newer if self.alive is None else newer & self.alive)
+        _, fresh = self.rows.search(
+            queries, min(k, max(1, int(newer.sum()))), newer if self.alive is None else newer & self.alive
+        )
         living = len(self.keys) if self.alive is None else int(self.alive.sum())
         scores = np.full((len(queries), k), -np.inf)
         keys = np.full((len(queries), k), -1, np.int64)

@@ -98,4 +98,6 @@ def check_keys(values: dict[str, Any], known: list[str], where: str) -> None:
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
-            raise EncoderError(f"{where}: unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"))
+            raise EncoderError(
+                f"{where}: unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}")
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -44,11 +45,16 @@ def plain(value: Any) -> Any:
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a NumPy scalar
         return plain(value.item())
     if isinstance(value, (list, tuple)):
+        if not value:
+            return None
         items = [plain(item) for item in value]
         kinds = {type(item) for item in items}
         if len(kinds) == 1 and kinds <= {bool, int, float, str}:
             return items
-    return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    try:
+        return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:  # deeper, or with larger integers, than orjson writes
+        return json.dumps(value, default=str, ensure_ascii=False, separators=(",", ":"))
 
 
 def type_of(value: Any) -> pa.DataType:

@@ -11,6 +11,7 @@ import json
 import lzma
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -35,6 +36,8 @@ _KINDS = {
 }
 _COMPRESSIONS = (".gz", ".xz", ".zst")
 _KNOWN = f"{' '.join(_KINDS)}, each also with {' '.join(_COMPRESSIONS)}"
+
+_LONG_NUMBER = re.compile(rb"\d{19}")
 
 OnReject = Callable[[str, "bytes | None"], None]
 """Is called with the message and the row: its line (JSONL), its fields as JSON, or None."""
@@ -288,8 +291,10 @@ def _json_lines(stream: BinaryIO) -> Iterator[_Found]:
             fields = orjson.loads(line)
             if not isinstance(fields, dict):
                 fields, fault = {}, f"a JSON value but not an object; each line must hold one JSON object; {FIX}"
-            elif any(type(value) is float and abs(value) >= 2**63 for value in fields.values()):
+            elif _LONG_NUMBER.search(line):
                 fields = json.loads(line)  # orjson rounds integers of more than 64 bits
+        except RecursionError:
+            fields, fault = {}, f"nested too deeply to be read; {FIX}"
         except orjson.JSONDecodeError as error:
             fault = utf8_fault(line) or f"not valid JSON ({error.msg} at column {error.colno})"
             fault += f"; each line must hold one JSON object in UTF-8; {FIX}"

@@ -10,6 +10,7 @@ product of that with the query; equal scores are ordered by key.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class ExactIndex:
         Rounding of both inputs, of the output, float32 accumulation, and the rows' own lengths, which
         float16 moves by at most 2^-11 and a little for components too small for it.
         """
-        length = 2**-11 + self.dim**0.5 * 2**-24
+        length = 2**-11 + math.sqrt(self.dim) * 2**-24
         accumulation = 2 * self.dim * 2**-24
         rounding = 2 * 2**-9 + 2**-18 + 2**-8 if self._bf16 else 0.0
         return (rounding + accumulation) * 1.01 + length
@@ -137,7 +138,9 @@ class ExactIndex:
         for begin in range(0, len(positions), BLOCK):
             some = positions[begin : begin + BLOCK]
             # Not a BLAS product: its rounding depends on how many rows there are, and equal rows must tie.
-            scores[begin : begin + len(some)] = np.einsum("ij,j->i", self.vectors(some).astype(np.float64), query.astype(np.float64))
+            scores[begin : begin + len(some)] = np.einsum(
+                "ij,j->i", self.vectors(some).astype(np.float64), query.astype(np.float64)
+            )
         return scores
 
     def save(self, directory: Path) -> None:
@@ -218,7 +221,8 @@ class ExactIndex:
 def renormalise(rows: Array) -> Array:
     """Float32 rows of length 1."""
     rows = np.asarray(rows, np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: Array = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
 
 
 def _ranking(scores: Array, positions: Array) -> Array:

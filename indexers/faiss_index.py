@@ -57,7 +57,9 @@ class FaissIndex:
             try:
                 self._index.train(np.ascontiguousarray(rows[::step], np.float32))
             except RuntimeError as error:
-                raise UsageError(f"{len(rows)} rows are too few to train this FAISS index on; use exact, or a smaller index") from error
+                raise UsageError(
+                    f"{len(rows)} rows are too few to train this FAISS index on; use exact, or a smaller index"
+                ) from error
         for begin in range(0, len(rows), _BLOCK):
             self._index.add(np.ascontiguousarray(rows[begin : begin + _BLOCK], np.float32))
         self._keys.append(np.asarray(keys, np.int64))

@@ -26,12 +26,18 @@ def with_vectors(documents: Iterator[Document], path: str, report: CorpusReport)
         raise CorpusError(f"{path}: holds {matrix.dtype} of shape {matrix.shape}; a row of numbers for each document is needed")
     for document in documents:
         if document.ordinal >= len(matrix):
-            raise CorpusError(f"{path}: has {len(matrix)} rows, but the source has more: {document.place} is row {document.ordinal + 1}")
+            raise CorpusError(
+                f"{path}: has {len(matrix)} rows, but the source has more: {document.place} is row {document.ordinal + 1}"
+            )
         row = np.asarray(matrix[document.ordinal], np.float32)
         if not np.isfinite(row).all():
-            raise CorpusError(f"{path}: row {document.ordinal + 1} (for {document.place}) holds NaN or infinity; correct it, or leave out that document")
+            raise CorpusError(
+                f"{path}: row {document.ordinal + 1} (for {document.place}) holds NaN or infinity; correct it, or leave out that document"
+            )
         if not row.any():
-            raise CorpusError(f"{path}: row {document.ordinal + 1} (for {document.place}) is all zeros and has no direction; correct it")
+            raise CorpusError(
+                f"{path}: row {document.ordinal + 1} (for {document.place}) is all zeros and has no direction; correct it"
+            )
         yield replace(document, vector=row)  # type: ignore[arg-type]
     if report.rows != len(matrix):
         raise CorpusError(f"{path}: has {len(matrix)} rows, the source {report.rows}; they must line up")

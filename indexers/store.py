@@ -20,6 +20,7 @@ from embell.errors import CollectionError, UsageError
 from embell.indexers.columns import RESERVED, MetadataTypes, arrow_column
 
 TABLE = "documents"
+_WIDENED = "__as_float"
 _LOOKUP = 2000
 """Keys or ids that one filter expression names at most."""
 
@@ -49,9 +50,8 @@ def hash64(text: str) -> int:
 
 
 def metadata_hash(metadata: Mapping[str, Any]) -> int:
-    """A hash of metadata that does not depend on the order of its fields."""
-    options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
-    return hash64(orjson.dumps(dict(metadata), default=str, option=options).decode())
+    """A hash of a row's column values that does not depend on their order."""
+    return hash64(orjson.dumps(dict(metadata), default=repr, option=orjson.OPT_SORT_KEYS).decode())
 
 
 @dataclass(slots=True)
@@ -98,7 +98,11 @@ class Store:
         """Make an empty table, in place of one whose creation was interrupted."""
         fields = [pa.field("key", pa.int64(), False), pa.field("id", pa.string(), False)]
         if chunked:
-            fields += [pa.field("document", pa.string(), False), pa.field("start", pa.int64(), False), pa.field("end", pa.int64(), False)]
+            fields += [
+                pa.field("document", pa.string(), False),
+                pa.field("start", pa.int64(), False),
+                pa.field("end", pa.int64(), False),
+            ]
         fields += [
             pa.field("text", pa.string(), False),
             pa.field("text_hash", pa.int64(), False),
@@ -247,7 +251,9 @@ class Store:
         try:
             self._table.delete(where)
         except Exception as error:
-            raise UsageError(f"--where {where!r}: {_filter_error(error)}; columns are {', '.join(self._filter_columns())}") from error
+            raise UsageError(
+                f"--where {where!r}: {_filter_error(error)}; columns are {', '.join(self._filter_columns())}"
+            ) from error
         return before - self.count
 
     def delete_keys(self, keys: Sequence[int]) -> None:
@@ -262,9 +268,22 @@ class Store:
         """Add the columns that these rows need, and widen integer columns that now hold fractions."""
         if types.added:
             self._table.add_columns([pa.field(name, kind) for name, kind in types.added.items()])
-        if types.widened:
-            self._table.alter_columns(*({"path": name, "data_type": pa.float64()} for name in sorted(types.widened)))
+        for name in sorted(types.widened):
+            # LanceDB does not cast integers to floats in place.
+            self._table.add_columns({name + _WIDENED: f"CAST({_identifier(name)} AS DOUBLE)"})
+            self._table.drop_columns([name])
+            self._table.alter_columns({"path": name + _WIDENED, "rename": name})
         types.applied()
+
+    def repair(self) -> None:
+        """Finish a change of columns that was cut short; called by a writer before it looks at the columns."""
+        names = set(self._table.schema.names)
+        for name in sorted(names):
+            if name.endswith(_WIDENED):
+                if name.removesuffix(_WIDENED) in names:
+                    self._table.drop_columns([name])
+                else:
+                    self._table.alter_columns({"path": name, "rename": name.removesuffix(_WIDENED)})
 
     def _batches(self, columns: list[str], where: str = "") -> Iterator[pa.RecordBatch]:
         query = self._table.search().select(columns)
@@ -284,6 +303,10 @@ def _connect(directory: Path) -> Any:
     return lancedb.connect(directory)
 
 
+def _identifier(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
 def _quoted(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
@@ -296,5 +319,9 @@ def _first_line(error: Exception) -> str:
 def _filter_error(error: Exception) -> str:
     """The useful part of a LanceDB filter error: no prefixes, no Rust source positions."""
     text = " ".join(str(error).split())
-    text = re.sub(r"Invalid (user )?input[,:]? ?|Schema error: |Error resolving filter expression .*?: |invalid SQL predicate: |, \S*\.rs:\S*", "", text)
+    text = re.sub(
+        r"Invalid (user )?input[,:]? ?|Schema error: |Error resolving filter expression .*?: |invalid SQL predicate: |, \S*\.rs:\S*",
+        "",
+        text,
+    )
     return re.sub(r"\. Valid fields are .*", "", text)[:200]

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("embell", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+settings.register_profile(
+    "embell", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 settings.load_profile("embell")
 
 
@@ -70,7 +72,11 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 TOPICS = {
     "cats": ["The cat sleeps on the warm sofa.", "A kitten chases a ball of wool.", "Cats purr when they are content."],
     "money": ["The bank raised its interest rate.", "Shares fell sharply on Monday.", "Inflation slowed to two percent."],
-    "space": ["The probe entered orbit around Mars.", "A telescope photographed a distant galaxy.", "Astronauts repaired the station."],
+    "space": [
+        "The probe entered orbit around Mars.",
+        "A telescope photographed a distant galaxy.",
+        "Astronauts repaired the station.",
+    ],
     "food": ["Bake the bread for forty minutes.", "The soup needs more salt.", "Fresh basil goes well with tomatoes."],
 }
 """Twelve short texts on four topics."""

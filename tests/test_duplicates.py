@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from embell import UsageError
 from embell.engine import duplicates as module
 from embell.engine.duplicates import Duplicates, find_duplicates, normalise, text_mark
 from embell.indexers.exact import ExactIndex, renormalise
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 Array = np.ndarray[Any, Any]
 

@@ -9,16 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from embell import Encoder, EncoderError
 from embell.engine import bellm
 from embell.engine.encoder import EMBEDDED_MODEL, EncodeReport, batches_by_length, pool
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny_models import tiny_encoder_directory
 
 FAMILIES = ("llama", "qwen3", "mistral", "gpt2")
 PROMPT = 'The representative word for sentence {text} is:"'
-TEXTS = ["A cat.", "The river rose over night and took the old bridge with it.", "é 漢字 🙂", "x", "two  spaces\nand a line", "A cat."]
+TEXTS = [
+    "A cat.",
+    "The river rose over night and took the old bridge with it.",
+    "é 漢字 🙂",
+    "x",
+    "two  spaces\nand a line",
+    "A cat.",
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +40,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("start", "pooling"), [(None, "mean"), (-1, "mean"), (1, "last"), (0, "mean")])
-def test_vectors_are_those_of_the_model_run_one_text_at_a_time(directory: dict[str, Path], family: str, start: int | None, pooling: str) -> None:
+def test_vectors_are_those_of_the_model_run_one_text_at_a_time(
+    directory: dict[str, Path], family: str, start: int | None, pooling: str
+) -> None:
     encoder = Encoder.load(directory[family], start_layer=start, pooling=pooling, dtype="float32")
     vectors = encoder.encode(TEXTS)
     from transformers import AutoModel, AutoTokenizer
@@ -54,7 +64,10 @@ def tiny(directory: dict[str, Path]) -> Encoder:
     return Encoder.load(directory["llama"], start_layer=-2, dtype="float32")
 
 
-@given(texts=st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=60).filter(str.strip), min_size=1, max_size=12), seed=st.integers(0, 99))
+@given(
+    texts=st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=60).filter(str.strip), min_size=1, max_size=12),
+    seed=st.integers(0, 99),
+)
 @settings(max_examples=40)
 def test_order_and_batch_composition_do_not_change_a_vector(tiny: Encoder, texts: list[str], seed: int) -> None:
     together = tiny.encode(texts)
@@ -99,7 +112,9 @@ def test_equal_texts_are_encoded_once_and_counted_each(tiny: Encoder, monkeypatc
 
 
 def test_a_long_text_is_cut_and_the_prompt_around_it_is_not(directory: dict[str, Path]) -> None:
-    encoder = Encoder.load(directory["llama"], start_layer=1, pooling="last", document_prompt=PROMPT, max_length=60, dtype="float32")
+    encoder = Encoder.load(
+        directory["llama"], start_layer=1, pooling="last", document_prompt=PROMPT, max_length=60, dtype="float32"
+    )
     report = EncodeReport()
     long = "river bridge night " * 40
     vector = encoder.encode([long, "short"], report=report)[0]
@@ -124,7 +139,9 @@ def test_queries_have_their_own_prompt(directory: dict[str, Path]) -> None:
 
 
 def test_saved_and_loaded_again_it_is_the_same_encoder(directory: dict[str, Path], tmp_path: Path) -> None:
-    encoder = Encoder.load(directory["qwen3"], start_layer=1, pooling="last", query_prompt="q: {text}", max_length=77, dtype="float32")
+    encoder = Encoder.load(
+        directory["qwen3"], start_layer=1, pooling="last", query_prompt="q: {text}", max_length=77, dtype="float32"
+    )
     encoder.save(tmp_path / "saved")
     again = Encoder.load(tmp_path / "saved", dtype="float32")
     assert again.spec.start_layer == 1
@@ -169,7 +186,7 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(directory: dict[str, Path]
     tensors = load_file(lacking / "model.safetensors")
     name = next(name for name in tensors if "q_proj" in name)
     save_file({k: v for k, v in tensors.items() if k != name}, lacking / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(EncoderError, match="weights lack .*q_proj"):
+    with pytest.raises(EncoderError, match=r"weights lack .*q_proj"):
         Encoder.load(lacking)
     for options, message in (
         ({"pooling": "max"}, "unknown pooling"),
@@ -201,7 +218,12 @@ def test_pooling_reads_real_tokens_only(data: st.DataObject) -> None:
     rows, length = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 7))
     real = [data.draw(st.integers(1, length)) for _ in range(rows)]
     left = [data.draw(st.booleans()) for _ in range(rows)]
-    mask = torch.tensor([([False] * (length - n) + [True] * n) if at_left else ([True] * n + [False] * (length - n)) for n, at_left in zip(real, left)])
+    mask = torch.tensor(
+        [
+            ([False] * (length - n) + [True] * n) if at_left else ([True] * n + [False] * (length - n))
+            for n, at_left in zip(real, left, strict=True)
+        ]
+    )
     states = torch.randn(rows, length, 3)
     states[~mask] = float("nan")
     for row in range(rows):

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from embell import MissingExtraError, UsageError
 from embell.indexers import exact as exact_module
 from embell.indexers.exact import ExactIndex, renormalise
 from embell.indexers.faiss_index import FaissIndex
 from embell.indexers.vector_index import check_kind
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 Array = np.ndarray[Any, Any]
 MAKERS: dict[str, Callable[[int], Any]] = {"exact": ExactIndex, "faiss:Flat": lambda dim: FaissIndex(dim, "Flat")}
@@ -62,7 +63,13 @@ def test_search_and_range_search_agree_with_brute_force(kind: str, n: int, tmp_p
 @settings(max_examples=60)
 def test_exact_search_is_the_reference_in_values_and_order(data: st.DataObject) -> None:
     n, dim, k = data.draw(st.integers(1, 300)), data.draw(st.integers(2, 48)), data.draw(st.integers(1, 320))
-    rows = unit_rows(data.draw(st.integers(0, 2**32 - 1)), n, dim, data.draw(st.integers(1, 4)), data.draw(st.sampled_from([0.0, 1e-3, 0.02, 0.5])))
+    rows = unit_rows(
+        data.draw(st.integers(0, 2**32 - 1)),
+        n,
+        dim,
+        data.draw(st.integers(1, 4)),
+        data.draw(st.sampled_from([0.0, 1e-3, 0.02, 0.5])),
+    )
     stored = rows.astype(np.float16)
     queries = np.concatenate([rows[:3], unit_rows(data.draw(st.integers(0, 2**32 - 1)), 3, dim)])
     index = ExactIndex(dim)
@@ -93,7 +100,8 @@ def test_the_coarse_scores_stay_within_their_error(data: st.DataObject) -> None:
     rows = unit_rows(data.draw(st.integers(0, 2**32 - 1)), 200, dim, spread=data.draw(st.sampled_from([1e-4, 0.1, 1.0])))
     index = ExactIndex(dim)
     index.add(np.arange(200), rows.astype(np.float16))
-    for index._bf16 in (index._bf16, False):
+    for half in {index._bf16, False}:
+        index._bf16 = half
         coarse = np.concatenate([block.numpy() for _, block in index._coarse(rows[:20], None)], axis=1)
         assert np.abs(coarse - reference(rows[:20], rows.astype(np.float16))).max() <= index.error
 
@@ -119,7 +127,11 @@ def test_pairs_are_all_pairs_at_or_above_the_threshold_once(threshold: float, mo
     index = ExactIndex(16)
     index.add(np.arange(150), rows[:150])
     index.add(np.arange(150, 400), rows[150:])
-    found = {(position, int(other)): score for position, others, scores in index.pairs(threshold) for other, score in zip(others, scores)}
+    found = {
+        (position, int(other)): score
+        for position, others, scores in index.pairs(threshold)
+        for other, score in zip(others, scores, strict=True)
+    }
     truth = reference(renormalise(rows), rows)
     expected = {(i, j) for i in range(400) for j in range(i) if truth[i, j] >= threshold}
     assert set(found) == expected

@@ -17,7 +17,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -121,16 +121,16 @@ def build_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, teacher: T
     """The student before training: teacher's token vectors, small residual branches."""
     torch.manual_seed(recipe.seed)
     model = LlamaModel(student_config(recipe))
-    strings = [tokenizer.decode([token]).strip() or " " for token in range(recipe.vocabulary)]
+    strings = [str(tokenizer.decode([token])).strip() or " " for token in range(recipe.vocabulary)]
     rows = torch.cat([teacher(strings[i : i + 512]) for i in range(0, len(strings), 512)])
     rows -= rows.mean(dim=0)
     rows *= recipe.token_rms / rows.square().mean().sqrt()
     rows[tokenizer.pad_token_id] = 0
     with torch.no_grad():
         model.embed_tokens.weight.copy_(rows)
-        for layer in model.layers:
-            layer.self_attn.o_proj.weight.mul_(recipe.residual_scale)
-            layer.mlp.down_proj.weight.mul_(recipe.residual_scale)
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.mul_(recipe.residual_scale)
     return model
 
 
@@ -255,11 +255,18 @@ def distill(data: Path, teacher_directory: Path, run: Path, recipe: Recipe, only
                 group["lr"] = learning_rate(step, len(batches), recipe)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            record = {"step": step, "loss": round(loss.item(), 4), "cosine": round(cosine.item(), 4), "seconds": round(time.monotonic() - began, 1)}
+            record = {
+                "step": step,
+                "loss": round(loss.item(), 4),
+                "cosine": round(cosine.item(), 4),
+                "seconds": round(time.monotonic() - began, 1),
+            }
             metrics.write(json.dumps(record) + "\n")
             if step % 50 == 0:
                 metrics.flush()
-                click.echo(f"step {step}/{len(batches)} loss {record['loss']} cosine {record['cosine']} {record['seconds']} s", err=True)
+                click.echo(
+                    f"step {step}/{len(batches)} loss {record['loss']} cosine {record['cosine']} {record['seconds']} s", err=True
+                )
             if time.monotonic() - saved > 240:
                 save_checkpoint(run, step + 1, model, optimizer)
                 saved = time.monotonic()
@@ -282,7 +289,7 @@ def export(run: Path) -> Path:
     model = LlamaModel(student_config(recipe))
     model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")})
     directory = run / "model"
-    model.to(torch.bfloat16).save_pretrained(directory)
+    model.bfloat16().save_pretrained(directory)
     PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token=PAD, padding_side="right", model_max_length=512, clean_up_tokenization_spaces=False
     ).save_pretrained(directory)
@@ -291,9 +298,18 @@ def export(run: Path) -> Path:
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="Folder of training corpora.")
-@click.option("--teacher", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="A sentence-transformers directory.")
-@click.option("--output", "run", type=click.Path(path_type=Path), required=True, help="Run directory; holds checkpoints and the model.")
+@click.option(
+    "--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="Folder of training corpora."
+)
+@click.option(
+    "--teacher",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    required=True,
+    help="A sentence-transformers directory.",
+)
+@click.option(
+    "--output", "run", type=click.Path(path_type=Path), required=True, help="Run directory; holds checkpoints and the model."
+)
 @click.option("--source", "only", multiple=True, help="Train on these files of the list only (repeatable).")
 @click.option("--scale", default=1.0, show_default=True, help="Multiplies how many texts each source gives.")
 @click.option("--compile/--no-compile", default=True, show_default=True, help="Compile the layers; needs a C++ compiler.")

@@ -162,7 +162,9 @@ def _usable(text: str, shortest: int, longest: int) -> bool:
     return sum(map(str.isalpha, text)) > 0.6 * len(text)
 
 
-def collect(data: Path, sources: Iterable[Source], scale: float, seed: int) -> tuple[list[str], list[str], dict[str, tuple[int, int]]]:
+def collect(
+    data: Path, sources: Iterable[Source], scale: float, seed: int
+) -> tuple[list[str], list[str], dict[str, tuple[int, int]]]:
     """Draw the training mix: `(sentences, paragraphs, counts by path)`, shuffled, each text once.
 
     `scale` multiplies how many texts each source gives. Texts of the held-out sets are left out.
