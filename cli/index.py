@@ -92,6 +92,8 @@ def index(
         if Path(target, "manifest.json").is_file():
             collection = Collection.open(target, model.for_collection(target))
             _check_made_so(collection, chunk, own)
+            if kind is not None and kind != collection.manifest.index:
+                collection.optimize(kind)
         else:
             if kind is not None:
                 from embell.indexers.vector_index import check_kind
@@ -104,8 +106,6 @@ def index(
             done = collection.add(
                 documents, prune=prune and not report.rejected, commit_rows=commit_rows, progress=step, on_wait=waiting
             )
-        if kind is not None and kind != collection.manifest.index:
-            collection.optimize(kind)
     if prune and report.rejected:
         raise CollectionError("nothing was pruned, because some rows could not be read; see the rejects")
     _tell(done, report, collection, target, as_json)

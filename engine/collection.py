@@ -325,10 +325,11 @@ class Collection:
 
     def _look(self) -> Snapshot:
         """The collection as it is now; what other processes committed is seen."""
+        # The manifest first: the table is then at least as new as the index that the manifest names.
+        manifest = Manifest.read(self.path)
         self._store.refresh()
-        version = self._store.version
-        if self._snapshot is None or self._snapshot.version != version:
-            self._manifest = Manifest.read(self.path)
+        if self._snapshot is None or self._snapshot.version != self._store.version or manifest.generation != self._manifest.generation:
+            self._manifest = manifest
             self._snapshot = Snapshot.take(self.path, self._manifest, self._store)
         return self._snapshot
 

@@ -46,13 +46,16 @@ class Snapshot:
         candidates = None
         generation = directory / INDEX / str(manifest.generation)
         covered = 0
-        if manifest.generation and (generation / "vectors.npy").is_file():
-            rows = ExactIndex.load(generation)
-            covered = len(rows)
-            if manifest.index.startswith("faiss:"):
-                from embell.indexers.faiss_index import FaissIndex
+        if manifest.generation:
+            try:
+                rows = ExactIndex.load(generation)
+                if manifest.index.startswith("faiss:"):
+                    from embell.indexers.faiss_index import FaissIndex
 
-                candidates = FaissIndex.load(generation)
+                    candidates = FaissIndex.load(generation)
+                covered = len(rows)
+            except FileNotFoundError:  # deleted, or just replaced by a writer: the table has everything
+                rows, candidates = ExactIndex(manifest.dim), None
         newest = int(rows.keys[-1]) if covered else -1
         newer = list(store.vectors(above=newest))
         if newer:

@@ -97,8 +97,8 @@ class FaissIndex:
     def load(cls, directory: Path) -> FaissIndex:
         """Open what `save` wrote."""
         index = cls.__new__(cls)
-        index._index = _faiss().read_index(str(directory / cls.FILE))
         index._keys = [np.load(directory / "faiss_keys.npy", allow_pickle=False)]
+        index._index = _faiss().read_index(str(directory / cls.FILE))
         return index
 
     def _parameters(self, k: int) -> Any:

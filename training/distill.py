@@ -201,7 +201,14 @@ def encode_batch(model: LlamaModel, ids: Sequence[Sequence[int]]) -> Tensor:
     return F.normalize(mean_pool(states.float(), mask), dim=-1)
 
 
-def distill(data: Path, teacher_directory: Path, run: Path, recipe: Recipe, only: Sequence[str] | None = None) -> Path:
+def distill(
+    data: Path,
+    teacher_directory: Path,
+    run: Path,
+    recipe: Recipe,
+    only: Sequence[str] | None = None,
+    checkpoint_seconds: float = 240.0,
+) -> Path:
     """Run or resume the recipe; returns the directory of the finished student.
 
     Raises UsageError if a source is not on the list of what may be shipped.
@@ -267,7 +274,7 @@ def distill(data: Path, teacher_directory: Path, run: Path, recipe: Recipe, only
                 click.echo(
                     f"step {step}/{len(batches)} loss {record['loss']} cosine {record['cosine']} {record['seconds']} s", err=True
                 )
-            if time.monotonic() - saved > 240:
+            if time.monotonic() - saved > checkpoint_seconds:
                 save_checkpoint(run, step + 1, model, optimizer)
                 saved = time.monotonic()
     save_checkpoint(run, len(batches), model, optimizer)
