@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 QUESTIONS = (
     "how do I read a CSV file",
-    "wait until several threads have finished",
+    "run a command and get its output",
     "make a copy of an object and everything inside it",
 )
-_THRESHOLD = 0.93
+_THRESHOLD = 0.95
 
 
 @click.command()
@@ -50,7 +50,7 @@ def demo(target: str | None, model: ModelOptions) -> None:
     )
     for question in QUESTIONS:
         click.secho(f"\n{question}?", bold=True)
-        print_hits(collection.search(question, 4))
+        print_hits(collection.search(question, 6))
     _show_duplicates(collection)
     here = "embell" if os.environ.get("VIRTUAL_ENV") or not Path(".venv/bin/embell").exists() else ".venv/bin/embell"
     click.secho("\nThe same with your own files", bold=True)
@@ -71,8 +71,8 @@ def _show_duplicates(collection: Collection) -> None:
         f"\nNear-duplicates: {len(found.dropped):,} of {counted(len(found.kept) + len(found.dropped), 'text')} repeat another "
         f"({exact:,} to the letter, {len(found.dropped) - exact:,} at cosine {_THRESHOLD} or more)", bold=True,
     )  # fmt: skip
-    semantic = [row for row in found.dropped if row.kind == "semantic"]
-    shown = semantic[:: max(1, len(semantic) // 4)][:4]
+    one_a_module = {row.id.split(".")[0]: row for row in sorted(found.dropped, key=lambda row: row.score)}
+    shown = sorted(one_a_module.values(), key=lambda row: -row.score)[:4]
     ids = sorted({row.id for row in shown} | {row.kept_id for row in shown})
     texts: dict[str, Any] = {row["id"]: row["text"] for row in collection.store.rows_of(ids, ["id", "text"])}
     for row in shown:

@@ -328,7 +328,11 @@ class Collection:
         # The manifest first: the table is then at least as new as the index that the manifest names.
         manifest = Manifest.read(self.path)
         self._store.refresh()
-        if self._snapshot is None or self._snapshot.version != self._store.version or manifest.generation != self._manifest.generation:
+        if (
+            self._snapshot is None
+            or self._snapshot.version != self._store.version
+            or manifest.generation != self._manifest.generation
+        ):
             self._manifest = manifest
             self._snapshot = Snapshot.take(self.path, self._manifest, self._store)
         return self._snapshot

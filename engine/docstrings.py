@@ -16,12 +16,14 @@ import sysconfig
 import types
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from importlib.machinery import BuiltinImporter, ExtensionFileLoader, PathFinder
 from pathlib import Path
 from typing import NamedTuple
 
 from embell.document import Document
 
+LONGEST = 400  # characters; what a thing is for stands at the beginning
 SHORTEST = 20  # characters; a shorter docstring says nothing that its name does not
 NOT_WANTED = {"test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo", "ensurepip", "pydoc_data"}
 UNDER_ANOTHER_NAME = {"posix", "nt"}  # their names are public as os.<name>
@@ -43,8 +45,9 @@ class Entry(NamedTuple):
 def standard_library() -> Iterator[Document]:
     """Yield the docstrings of the standard library's public names, sorted by id.
 
-    The id is the dotted name (`csv.DictReader.writeheader`, `math.sqrt`), the text is that name and
-    the docstring. Where Python's own sources are not installed, only the C extensions speak.
+    The id is the dotted name (`csv.DictReader.writeheader`, `math.sqrt`), the text is that name, the
+    beginning of the docstring, and on a last line what the module is for: a function often leaves that to
+    its module ("csv.reader" never says that it reads files). Where Python's own sources are not installed, only the C extensions speak.
     """
     sources = python_sources()
     public = {name: path for name, path in sources.items() if is_public(name)}
@@ -54,7 +57,8 @@ def standard_library() -> Iterator[Document]:
     for module in sorted(sys.stdlib_module_names - public.keys() - UNDER_ANOTHER_NAME):
         if is_public(module) and (extension := c_module(module)):
             collect(documents, module, c_entries(extension))
-    yield from (documents[name] for name in sorted(documents))
+    for name in sorted(documents):
+        yield in_context(documents[name], documents)
 
 
 def collect(documents: dict[str, Document], module: str, entries: Iterable[Entry]) -> None:
@@ -64,6 +68,17 @@ def collect(documents: dict[str, Document], module: str, entries: Iterable[Entry
         text = inspect.cleandoc(SIGNATURE.sub("", doc)).strip()
         if len(text) >= SHORTEST and dotted not in documents:
             documents[dotted] = Document(dotted, f"{dotted}: {text}", {"kind": kind, "module": module})
+
+
+def in_context(document: Document, documents: dict[str, Document]) -> Document:
+    """The document cut to a few paragraphs, with its module's first line behind it."""
+    module = documents.get(str(document.metadata["module"]))
+    text = document.text
+    if len(text) > LONGEST:
+        text = text[: text.rfind("\n", 0, LONGEST) + 1 or LONGEST].rstrip()
+    if module is not None and module is not document:
+        text = f"{text}\n({module.text.splitlines()[0]})"
+    return replace(document, text=text)
 
 
 def is_public(dotted: str) -> bool:

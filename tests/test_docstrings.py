@@ -58,7 +58,7 @@ def test_names_of_every_origin(by_id: dict[str, Document], name: str, kind: str,
 
 
 def test_signatures_are_cut_off(by_id: dict[str, Document]) -> None:
-    assert by_id["math.sqrt"].text == "math.sqrt: Return the square root of x."
+    assert by_id["math.sqrt"].text.splitlines()[0] == "math.sqrt: Return the square root of x."
     assert not [name for name, document in by_id.items() if "\n--\n\n" in document.text]
 
 
@@ -68,6 +68,13 @@ def test_nothing_private_short_or_inherited(documents: list[Document]) -> None:
         said = document.text.removeprefix(f"{document.id}: ")
         assert len(said) >= SHORTEST, document
         assert not said.startswith(("Return repr(self)", "Initialize self")), document
+
+
+def test_a_text_is_short_and_says_what_its_module_is_for(by_id: dict[str, Document]) -> None:
+    summary = by_id["csv"].text.splitlines()[0]
+    assert by_id["csv.reader"].text.endswith(f"\n({summary})")
+    for document in by_id.values():
+        assert len(document.text) <= 400 + 2 + len(by_id.get(str(document.metadata["module"]), document).text), document.id
 
 
 def test_left_out(documents: list[Document]) -> None:
