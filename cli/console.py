@@ -5,22 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import IO, Any
 
 import click
 import orjson
 
 
-def _json_value(value: Any) -> Any:
+def json_value(value: Any) -> Any:
+    """What JSON has no word for: bytes as hexadecimal digits, anything else as text."""
     if isinstance(value, bytes):
         return value.hex()
     return str(value)
 
 
-def write_json(record: Any, file: TextIO | None = None) -> None:
+def write_json(record: Any, file: IO[str] | None = None) -> None:
     """One line of JSON on stdout."""
     options = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
-    click.echo(orjson.dumps(record, default=_json_value, option=options).decode(), file=file)
+    click.echo(orjson.dumps(record, default=json_value, option=options).decode(), file=file)
 
 
 def note(message: str) -> None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from embell.cli.console import counted, note, progress, snippet, write_json
+from embell.cli.console import counted, json_value, note, progress, snippet, write_json
 from embell.cli.options import ModelOptions, corpus_options, json_option, model_options
+from embell.cli.outputs import check_outputs, whole_file
 
 if TYPE_CHECKING:
     from embell.engine import Collection, Duplicates
+    from embell.engine.duplicates import Dropped
     from embell.indexers.corpora import CorpusOptions, CorpusReport
 
 
@@ -56,6 +59,9 @@ def dedup(
     from embell.indexers.corpora import CorpusReport
 
     check_threshold(threshold)
+    check_outputs(output=output, removed=removed, pairs=pairs)
+    if pairs == "-":
+        raise click.UsageError("--pairs needs a file: Parquet does not go to stdout")
     began = time.monotonic()
     report = CorpusReport()
     with ExitStack() as stack:
@@ -73,11 +79,9 @@ def dedup(
             records = partial(_source_rows, sources, corpus, stdin)
         with progress("Comparing"):
             found = collection.duplicates(threshold)
-        texts = {row.id: "" for row in found.dropped}
-        if removed or (not as_json and not output):
-            texts = _texts(collection, found)
-        _write(found, records, texts, output, removed, pairs)
-        _tell(found, report, texts, time.monotonic() - began, as_json, quiet=bool(output or removed or pairs))
+        _write(found, records, collection, output, removed, pairs)
+        shown = [] if as_json or output or removed or pairs else found.dropped[:10]
+        _tell(found, report, shown, _texts(collection, shown), time.monotonic() - began, as_json, "-" in (output, removed))
 
 
 def _temporary(
@@ -113,7 +117,7 @@ def _temporary(
     if report.empty:
         note(f"{counted(report.empty, 'row')} without text cannot be compared and stay, the first is {report.first_empty}")
     if report.rejected:
-        note(f"{counted(report.rejected, 'row')} rejected, the first: {report.first_rejected}")
+        note(f"{counted(report.rejected, 'row')} cannot be read and stay, the first: {report.first_rejected}")
     if done.truncated:
         note(
             f"{counted(done.truncated, 'document')} longer than {collection.encoder.spec.max_length} tokens: compared by the beginning"
@@ -131,7 +135,7 @@ def _spooled(stack: ExitStack) -> BinaryIO:
 
 
 def _source_rows(sources: tuple[str, ...], corpus: CorpusOptions, stdin: BinaryIO | None) -> Iterator[tuple[str, bytes]]:
-    """Each row of the source as `(id, line)`; rows without text have the id ""."""
+    """Each row of the source as `(id, line)`; those that cannot be compared (without text, rejected) have the id ""."""
     import orjson
 
     from embell.errors import CorpusError
@@ -139,15 +143,26 @@ def _source_rows(sources: tuple[str, ...], corpus: CorpusOptions, stdin: BinaryI
 
     if stdin is not None:
         stdin.seek(0)
-    for row in read_rows(sources, corpus, CorpusReport(), stdin=stdin):
+    rejected: list[bytes] = []
+
+    def keep(message: str, raw: bytes | None) -> None:
+        if raw is not None:
+            rejected.append(raw)
+
+    for row in read_rows(sources, corpus, CorpusReport(), keep, stdin=stdin):
+        for line in rejected:
+            yield "", line
+        rejected.clear()
+        line = row.raw if row.raw is not None else orjson.dumps(row.fields, default=json_value)
         try:
             document = to_document(row, corpus)
         except CorpusError:
-            if corpus.keep_going:  # it was reported when it was read first
-                continue
-            raise
-        line = row.raw if row.raw is not None else orjson.dumps(row.fields, default=str)
+            if not corpus.keep_going:
+                raise
+            document = None
         yield "" if document is None else document.id, line
+    for line in rejected:
+        yield "", line
 
 
 def _collection_rows(collection: Collection) -> Iterator[tuple[str, bytes]]:
@@ -155,80 +170,82 @@ def _collection_rows(collection: Collection) -> Iterator[tuple[str, bytes]]:
 
     names = ["id", "text", *collection.store.metadata_types]
     for row in collection.store.scan(names):
-        yield row["id"], orjson.dumps({name: value for name, value in row.items() if value is not None}, default=str)
+        yield row["id"], orjson.dumps({name: value for name, value in row.items() if value is not None}, default=json_value)
 
 
-def _texts(collection: Collection, found: Duplicates) -> dict[str, str]:
-    """Texts of the dropped rows and of those they were dropped for."""
-    ids = {row.id for row in found.dropped} | {row.kept_id for row in found.dropped}
+def _texts(collection: Collection, dropped: Sequence[Dropped]) -> dict[str, str]:
+    """Texts of these dropped rows and of those they were dropped for."""
+    ids = {row.id for row in dropped} | {row.kept_id for row in dropped}
     return {row["id"]: row["text"] for row in collection.store.rows_of(sorted(ids), ["id", "text"])}
 
 
 def _write(
-    found: Duplicates, records: Callable[[], Iterable[tuple[str, bytes]]], texts: dict[str, str], output: str | None, removed: str | None,
+    found: Duplicates,
+    records: Callable[[], Iterable[tuple[str, bytes]]],
+    collection: Collection,
+    output: str | None,
+    removed: str | None,
     pairs: str | None,
-) -> None:  # fmt: skip
-    """Write what was asked for; a file is complete or not there."""
+) -> None:
+    """Write what was asked for."""
     if output:
         dropped = {row.id for row in found.dropped}
-        with _whole(output) as file:
+        with whole_file(output) as file:
             for identity, line in records():
                 if not identity or identity not in dropped:
-                    file.write(line.decode() + "\n")
+                    file.write(line.decode("utf-8", "replace") + "\n")
     if removed:
-        with _whole(removed) as file:
-            for row in found.dropped:
-                write_json(
-                    {"id": row.id, "kept_id": row.kept_id, "score": row.score, "kind": row.kind, "text": texts[row.id]}, file
-                )
+        with whole_file(removed) as file:
+            for begin in range(0, len(found.dropped), 2000):
+                some = found.dropped[begin : begin + 2000]
+                texts = _texts(collection, some)
+                for row in some:
+                    write_json({**asdict(row), "text": texts[row.id]}, file)
     if pairs:
         import pyarrow.parquet
 
-        part = Path(f"{pairs}.part")
         # The threshold is the list's floor: below it nothing was looked for.
         table = found.pairs.replace_schema_metadata({"embell.threshold": str(found.threshold)})
-        try:
-            pyarrow.parquet.write_table(table, part)
-            part.replace(pairs)
-        finally:
-            part.unlink(missing_ok=True)
+        with whole_file(pairs, "wb") as file:
+            pyarrow.parquet.write_table(table, file)
 
 
-@contextmanager
-def _whole(path: str) -> Iterator[TextIO]:
-    """A text file that appears under its name only when it is complete; `-` is stdout."""
-    if path == "-":
-        yield sys.stdout
-        sys.stdout.flush()
-        return
-    part = Path(f"{path}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _tell(found: Duplicates, report: CorpusReport, texts: dict[str, str], seconds: float, as_json: bool, quiet: bool) -> None:
+def _tell(
+    found: Duplicates,
+    report: CorpusReport,
+    shown: Sequence[Dropped],
+    texts: dict[str, str],
+    seconds: float,
+    as_json: bool,
+    stdout_taken: bool,
+) -> None:
     exact = sum(row.kind == "exact" for row in found.dropped)
+    semantic = len(found.dropped) - exact
+    documents = len(found.kept) + len(found.dropped)
     if found.capped:
         note(f"{counted(found.capped, 'row')} with more than 1,000 partners: only the link to the kept row is in the pair list")
-    summary = {
-        "documents": len(found.kept) + len(found.dropped), "kept": len(found.kept), "dropped": len(found.dropped), "exact": exact,
-        "semantic": len(found.dropped) - exact, "pairs": found.pairs.num_rows, "capped": found.capped, "threshold": found.threshold,
-        "empty": report.empty, "rejected": report.rejected, "seconds": round(seconds, 3),
-    }  # fmt: skip
     if as_json:
-        write_json(summary)
+        summary = {
+            "documents": documents,
+            "kept": len(found.kept),
+            "dropped": len(found.dropped),
+            "exact": exact,
+            "semantic": semantic,
+            "pairs": found.pairs.num_rows,
+            "capped": found.capped,
+            "threshold": found.threshold,
+            "empty": report.empty,
+            "rejected": report.rejected,
+            "seconds": round(seconds, 3),
+        }
+        write_json(summary, sys.stderr if stdout_taken else None)
         return
-    if not quiet:
-        for row in found.dropped[:10]:
-            click.echo(f"{row.score:.3f} {row.kind:<9}{row.id}: {snippet(texts[row.id], 90)}")
-            click.echo(f"      kept     {row.kept_id}: {snippet(texts[row.kept_id], 90)}")
-        if len(found.dropped) > 10:
-            click.echo(f"… and {len(found.dropped) - 10:,} more; --removed FILE.jsonl writes them all")
+    for row in shown:
+        click.echo(f"{row.score:.3f} {row.kind:<9}{row.id}: {snippet(texts[row.id], 90)}")
+        click.echo(f"      kept     {row.kept_id}: {snippet(texts[row.kept_id], 90)}")
+    if shown and len(found.dropped) > len(shown):
+        click.echo(f"… and {len(found.dropped) - len(shown):,} more; --removed FILE.jsonl writes them all")
     note(
-        f"{counted(len(found.kept) + len(found.dropped), 'document')}: {len(found.kept):,} kept, {len(found.dropped):,} dropped "
-        f"({exact:,} exact, {len(found.dropped) - exact:,} at cosine {found.threshold} or more; {seconds:.1f} s)"
+        f"{counted(documents, 'document')}: {len(found.kept):,} kept, {len(found.dropped):,} dropped "
+        f"({exact:,} exact, {semantic:,} at cosine {found.threshold} or more; {seconds:.1f} s)"
     )

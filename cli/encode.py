@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import click
 
 from embell.cli.console import counted, note, progress, write_json
 from embell.cli.options import ModelOptions, corpus_options, json_option, model_options
+from embell.cli.outputs import check_outputs, whole_file
 
 if TYPE_CHECKING:
     from embell.indexers.corpora import CorpusOptions
@@ -50,38 +51,31 @@ def encode(
     if not output.endswith(".npy"):
         raise click.UsageError(f"--output {output}: the file must end in .npy")
     report, counts = CorpusReport(), EncodeReport()
+    check_outputs(output=output, ids=ids_file)
     encoder = model.load()
-    part, ids_part = Path(f"{output}.part"), Path(f"{ids_file}.part")
     began = time.monotonic()
     header = {"descr": "<f4", "fortran_order": False}
-    try:
-        with (
-            part.open("wb") as file,
-            open(ids_part, "w", encoding="utf-8") if ids_file else _Nowhere() as names,
-            progress("Encoding") as step,
-        ):
+    with ExitStack() as stack:
+        file = stack.enter_context(whole_file(output, "wb"))
+        names = stack.enter_context(whole_file(ids_file)) if ids_file else None
+        step = stack.enter_context(progress("Encoding"))
 
-            def texts() -> Iterator[str]:
-                for document in read_corpus(sources, corpus, report):
+        def texts() -> Iterator[str]:
+            for document in read_corpus(sources, corpus, report):
+                if names is not None:
                     names.write(document.id.replace("\n", " ") + "\n")
-                    yield document.text
+                yield document.text
 
-            # The number of rows stands in the header and is known last; a header has a fixed length.
-            np.lib.format.write_array_header_1_0(file, {**header, "shape": (0, encoder.dim)})
-            length = file.tell()
-            for block in encoder.encode_stream(texts(), kind, report=counts, progress=step):  # type: ignore[arg-type]
-                file.write(block.astype("<f4", copy=False).tobytes())
-            file.seek(0)
-            np.lib.format.write_array_header_1_0(file, {**header, "shape": (counts.texts, encoder.dim)})
-            assert file.tell() == length
+        # The number of rows stands in the header and is known last; the header's length does not change.
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (0, encoder.dim)})
+        length = file.tell()
+        for block in encoder.encode_stream(texts(), kind, report=counts, progress=step):  # type: ignore[arg-type]
+            file.write(block.astype("<f4", copy=False).tobytes())
         if not counts.texts:
             raise CorpusError(f"{', '.join(sources)}: no text to encode")
-        part.replace(output)
-        if ids_file:
-            ids_part.replace(ids_file)
-    finally:
-        part.unlink(missing_ok=True)
-        ids_part.unlink(missing_ok=True)
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (counts.texts, encoder.dim)})
+        assert file.tell() == length
     seconds = time.monotonic() - began
     if report.empty:
         note(
@@ -98,16 +92,3 @@ def encode(
         )  # fmt: skip
     else:
         click.echo(f"{counted(counts.texts, 'document')} in {output}, {encoder.dim} wide ({seconds:.1f} s)")
-
-
-class _Nowhere:
-    """Takes ids that nobody asked for."""
-
-    def __enter__(self) -> _Nowhere:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        return None
-
-    def write(self, text: str) -> int:
-        return len(text)

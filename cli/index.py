@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import orjson
 
 from embell.cli.console import counted, note, progress, waiting, write_json
 from embell.cli.options import ModelOptions, corpus_options, json_option, model_options
@@ -15,7 +16,7 @@ from embell.cli.options import ModelOptions, corpus_options, json_option, model_
 if TYPE_CHECKING:
     from embell.document import Document
     from embell.engine import Collection
-    from embell.errors import CorpusError
+    from embell.errors import CorpusError, EmbellError
     from embell.indexers.corpora import CorpusOptions, CorpusReport
 
 
@@ -63,8 +64,8 @@ def index(
 
     from embell.engine.collection import Collection
     from embell.errors import CollectionError, UsageError
-    from embell.indexers.corpora import CorpusReport, read_corpus
-    from embell.indexers.own_vectors import with_vectors
+    from embell.indexers.corpora import CorpusReport, read_corpus, read_rows
+    from embell.indexers.own_vectors import check_rows, with_vectors
 
     if vectors is not None and vector_field is not None:
         raise UsageError("--vectors and --vector-field exclude each other: the vectors come from one place")
@@ -73,6 +74,8 @@ def index(
     corpus = replace(corpus, vector_field=vector_field)
     own = vectors is not None or vector_field is not None
     report = CorpusReport()
+    if vectors is not None and "-" not in sources:
+        check_rows(vectors, sum(1 for _ in read_rows(sources, replace(corpus, keep_going=True), CorpusReport())))
     with ExitStack() as stack:
         on_reject = None
         if rejects is not None:
@@ -80,6 +83,12 @@ def index(
 
             def on_reject(message: str, raw: bytes | None) -> None:
                 write_json({"error": message, "row": None if raw is None else raw.decode("utf-8", "replace")}, out)
+
+        def left_out(error: EmbellError, document: Document) -> None:
+            report.rejected += 1
+            report.first_rejected = report.first_rejected or str(error)
+            if on_reject is not None:
+                on_reject(str(error), orjson.dumps({"id": document.id, "text": document.text, **document.metadata}, default=str))
 
         documents: Iterator[Document] = read_corpus(sources, corpus, report, on_reject)
         if vectors is not None:
@@ -104,7 +113,12 @@ def index(
             collection = Collection.create(target, encoder, dim=dim, chunk=chunk, index=kind or "exact", exist_ok=True)
         with progress("Indexing") as step:
             done = collection.add(
-                documents, prune=prune and not report.rejected, commit_rows=commit_rows, progress=step, on_wait=waiting
+                documents,
+                prune=lambda: prune and not report.rejected,
+                commit_rows=commit_rows,
+                progress=step,
+                on_wait=waiting,
+                on_reject=left_out if corpus.keep_going else None,
             )
     if prune and report.rejected:
         raise CollectionError("nothing was pruned, because some rows could not be read; see the rejects")

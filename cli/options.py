@@ -53,13 +53,13 @@ class ModelOptions:
         )
 
     def for_collection(self, path: str) -> Encoder | None:
-        """The encoder for a collection: what the options say, else None, so that it loads its own when needed.
+        """The encoder for a collection: the model that is named, else the collection's own with the settings given.
 
-        Device, dtype and threads do not make another encoder: then the collection's own model is loaded with them.
+        None if nothing is given: the collection then loads its own when it needs it.
         """
-        if self.given:
+        if self.model is not None:
             return self.load()
-        if self.device is None and self.dtype is None and self.threads is None:
+        if not self.settings and self.device is None and self.dtype is None and self.threads is None:
             return None
         from pathlib import Path
 
@@ -69,14 +69,12 @@ class ModelOptions:
         spec = Manifest.read(Path(path)).encoder
         if spec is None:
             return None
-        return Encoder.load(
-            None if spec.backbone == EMBEDDED_NAME else spec.backbone, revision=spec.revision, start_layer=spec.start_layer,
-            pooling=spec.pooling, query_prompt=spec.query_prompt, document_prompt=spec.document_prompt, max_length=spec.max_length,
-            device=self.device, dtype=self.dtype, threads=self.threads,
-        )  # fmt: skip
+        settings = {name: getattr(spec, name) for name in SETTINGS} | self.settings
+        model = None if spec.backbone == EMBEDDED_NAME else spec.backbone
+        return Encoder.load(model, revision=spec.revision, device=self.device, dtype=self.dtype, threads=self.threads, **settings)
 
 
-_SETTINGS = ("start_layer", "pooling", "query_prompt", "document_prompt", "max_length")
+SETTINGS = ("start_layer", "pooling", "query_prompt", "document_prompt", "max_length")
 
 
 def model_options(command: F) -> F:
@@ -93,7 +91,7 @@ def model_options(command: F) -> F:
     ) -> Any:
         context = click.get_current_context()
         settings = {}
-        for name in _SETTINGS:
+        for name in SETTINGS:
             value = kwargs.pop(name)
             # `none` is a start layer too, so a missing option is told by its source, not by its value
             if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:

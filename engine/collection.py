@@ -13,7 +13,7 @@ import numpy as np
 from embell.document import Document
 from embell.engine.manifest import FILE, Manifest
 from embell.engine.snapshot import Snapshot, build_generation
-from embell.errors import CollectionError, UsageError
+from embell.errors import CollectionError, EmbellError, UsageError
 from embell.indexers.store import TABLE, Store, writer_lock
 from embell.indexers.vector_index import check_kind
 
@@ -83,7 +83,8 @@ class Collection:
             )
         if chunk is not None and dim is not None:
             raise UsageError("documents that bring their own vectors cannot be split into chunks")
-        check_kind(index)
+        width = dim if dim is not None else encoder.dim  # type: ignore[union-attr]
+        check_kind(index, width)
         if directory.exists() and not directory.is_dir():
             raise CollectionError(f"{directory}: not a collection but a file")
         if not (directory / FILE).is_file():
@@ -96,7 +97,6 @@ class Collection:
             directory.mkdir(parents=True, exist_ok=True)
             with writer_lock(directory):
                 if not (directory / FILE).is_file():
-                    width = dim if dim is not None else encoder.dim  # type: ignore[union-attr]
                     Store.create(directory, width, chunk is not None)
                     spec = None if encoder is None else encoder.spec
                     Manifest(spec, dim is not None, width, chunk, index).write(directory)
@@ -163,17 +163,20 @@ class Collection:
         self,
         documents: Iterable[Document],
         *,
-        prune: bool = False,
+        prune: bool | Callable[[], bool] = False,
         commit_rows: int = 50_000,
         commit_seconds: float = 60.0,
         progress: Callable[[int], None] | None = None,
         on_wait: Callable[[], None] | None = None,
+        on_reject: Callable[[EmbellError, Document], None] | None = None,
     ) -> AddReport:
         """Bring documents in; only those that are new or whose text changed are encoded.
 
         Rows are committed in groups of `commit_rows` or every `commit_seconds`: killed at any point, the same
-        call again finishes the job. `prune` deletes what the collection holds and `documents` does not.
-        Another writer is waited for. `progress` is called with the number of documents done since the last call.
+        call again finishes the job. `prune` deletes what the collection holds and `documents` does not (a
+        function is asked once all have been read). Another writer is waited for. `progress` is called with the
+        number of documents done since the last call. With `on_reject`, a document that cannot be used is handed
+        to it and left out, instead of stopping.
 
         Raises CorpusError for an id that stands twice or a field that does not fit its column, after committing
         what came before it; CollectionError for vectors of another width, with NaN, or of length zero.
@@ -183,7 +186,7 @@ class Collection:
         with writer_lock(self.path, on_wait):
             self._reload()
             self._store.repair()
-            report = ingest(self, documents, prune, commit_rows, commit_seconds, progress)
+            report = ingest(self, documents, prune, commit_rows, commit_seconds, progress, on_reject)
             self._refresh_index()
         return report
 
@@ -289,7 +292,8 @@ class Collection:
             if ids:
                 name = "document" if self._manifest.chunk is not None else "id"
                 found = self._store.rows_of(ids, ["key", name])
-                lost = [value for value in ids if value not in {row[name] for row in found}]
+                there = {row[name] for row in found}
+                lost = [value for value in ids if value not in there]
                 if lost:
                     raise CollectionError(f"{self.path}: there is no document with the id {lost[0]!r}; nothing was deleted")
                 self._store.delete_keys([row["key"] for row in found])
@@ -307,7 +311,7 @@ class Collection:
         with writer_lock(self.path):
             self._reload()
             if index is not None:
-                self._manifest = replace(self._manifest, index=check_kind(index))
+                self._manifest = replace(self._manifest, index=check_kind(index, self._manifest.dim))
             self._build_index()
 
     def commit_manifest(self, next_key: int) -> None:
@@ -344,21 +348,21 @@ class Collection:
             self._build_index()
 
     def _build_index(self) -> None:
-        generation = build_generation(self.path, self._manifest, self._store)
-        recall = 1.0 if self._manifest.index == "exact" else None
+        generation, exact = build_generation(self.path, self._manifest, self._store)
+        recall = 1.0 if exact else None
         self._manifest = replace(self._manifest, generation=generation, recall=recall)
         self._write_manifest()
         self._snapshot = None
         Snapshot.drop_generations(self.path, keep=generation)
 
     def _checked(self, vectors: Array) -> Array:
-        rows = np.atleast_2d(np.asarray(vectors, np.float32))
+        rows = np.atleast_2d(np.asarray(vectors, np.float64))
         if rows.ndim != 2 or rows.shape[1] != self._manifest.dim:
             raise CollectionError(f"query vectors are {rows.shape[-1]} wide, those of the collection {self._manifest.dim}")
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         if not np.isfinite(lengths).all() or not (lengths > 0).all():
             raise CollectionError("a query vector holds NaN, or nothing but zeros")
-        unit: Array = rows / lengths
+        unit: Array = (rows / lengths).astype(np.float32)
         return unit
 
     def _search(

@@ -124,6 +124,8 @@ def find_duplicates(ids: Sequence[str], marks: Sequence[bytes], index: ExactInde
     documents are to be preferred.
     """
     check_threshold(threshold)
+    # Rounding leaves the cosine of equal vectors up to 1.2e-7 below 1.
+    reach = min(threshold, 1 - 2**-22)
     first_with: dict[bytes, int] = {}
     original = np.array([first_with.setdefault(mark, position) for position, mark in enumerate(marks)], np.int64)
     unique = np.flatnonzero(original == np.arange(len(ids)))
@@ -132,7 +134,7 @@ def find_duplicates(ids: Sequence[str], marks: Sequence[bytes], index: ExactInde
         joined.add(unique, index.stored(unique))
     else:
         joined = index
-    cover = greedy_cover(joined, threshold)
+    cover = greedy_cover(joined, reach)
 
     kept_by = np.full(len(ids), -1, np.int64)
     score = np.ones(len(ids))

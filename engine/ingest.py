@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from embell.indexers.store import KnownDocuments, StoredRow, hash64, metadata_ha
 
 if TYPE_CHECKING:
     from embell.engine.collection import Collection
+    from embell.engine.manifest import Manifest
     from embell.indexers.chunking import Chunker
 
 Array = np.ndarray[Any, Any]
@@ -75,6 +76,7 @@ class _Writer:
         self.pending: list[_Pending] = []
         self.rows: list[StoredRow] = []
         self.replaced: list[str] = []
+        self.changed: dict[str, tuple[dict[str, Any], int]] = {}
         self.window = 256
         self.committed = time.monotonic()
         self.chunker: Chunker | None = None
@@ -90,28 +92,27 @@ class _Writer:
 
     def encode(self) -> None:
         """Encode what is pending; commit if enough has come together."""
-        if not self.pending:
-            return
+        pending, self.pending = self.pending, []
         began = time.monotonic()
-        if self.manifest.own_vectors:
-            for item in self.pending:
-                self._row(item, item.document.id, item.document.text, given_vector(item.document, self.manifest.dim))
-            self._step(len(self.pending))
-        else:
-            self._encode_texts()
-        self.report.encoded += len(self.pending)
-        self.replaced += [item.document.id for item in self.pending if item.known and self.chunker]
-        self.pending = []
+        if pending and self.manifest.own_vectors:
+            for item in pending:
+                self._row(item, item.document.id, item.document.text, np.asarray(item.document.vector, np.float32))
+            self._step(len(pending))
+        elif pending:
+            self._encode_texts(pending)
+        self.report.encoded += len(pending)
+        self.replaced += [item.document.id for item in pending if item.known and self.chunker]
         taken = time.monotonic() - began
         self.window = min(_WINDOW, self.window * 2) if taken < 8 else max(64, self.window // 2)
-        if len(self.rows) >= self.commit_rows or time.monotonic() - self.committed >= self.commit_seconds:
+        waiting = len(self.rows) + len(self.changed)
+        if waiting >= self.commit_rows or (waiting and time.monotonic() - self.committed >= self.commit_seconds):
             self.commit()
 
-    def _encode_texts(self) -> None:
+    def _encode_texts(self, pending: list[_Pending]) -> None:
         from embell.engine.encoder import EncodeReport
 
         pieces: list[tuple[_Pending, str, str, int, int]] = []
-        for item in self.pending:
+        for item in pending:
             document = item.document
             if self.chunker is None:
                 pieces.append((item, document.id, document.text, 0, 0))
@@ -120,7 +121,7 @@ class _Writer:
             for number, chunk in enumerate(self.chunker.split(document.text, markdown)):
                 pieces.append((item, f"{document.id}#{number}", chunk.text, chunk.start, chunk.end))
         counts = EncodeReport()
-        share = len(self.pending) / len(pieces)
+        share = len(pending) / len(pieces)
         told = 0.0
 
         def step(done: int) -> None:
@@ -135,6 +136,9 @@ class _Writer:
             self._row(item, name, text, vector, start, end)
 
     def _row(self, item: _Pending, name: str, text: str, vector: Array, start: int = 0, end: int = 0) -> None:
+        if not np.isfinite(vector).all() or not vector.any():
+            where = item.document.place or f"document {item.document.id!r}"
+            raise CollectionError(f"{where}: the model gave a vector with NaN or without direction; try --dtype float32")
         self.rows.append(
             StoredRow(
                 self.next_key, name, text, item.text_hash, item.metadata_hash, vector.astype(np.float16),
@@ -148,7 +152,8 @@ class _Writer:
             self.progress(done)
 
     def commit(self) -> None:
-        """Write the rows, then the manifest."""
+        """Write the rows and the new metadata, then the manifest."""
+        self._update_metadata()
         if self.rows:
             if self.replaced:
                 # First away with the old chunks: a changed document may have fewer, and one that is
@@ -161,8 +166,9 @@ class _Writer:
         self.collection.commit_manifest(self.next_key)
         self.committed = time.monotonic()
 
-    def update_metadata(self, changed: dict[str, tuple[dict[str, Any], int]]) -> None:
+    def _update_metadata(self) -> None:
         """Write new metadata to rows whose text is as before; keys and vectors stay."""
+        changed, self.changed = self.changed, {}
         if not changed:
             return
         columns = ["key", "id", "text", "text_hash", "vector"] + (["document", "start", "end"] if self.chunker else [])
@@ -191,10 +197,11 @@ class _Writer:
 def ingest(
     collection: Collection,
     documents: Iterable[Document],
-    prune: bool,
+    prune: bool | Callable[[], bool],
     commit_rows: int,
     commit_seconds: float,
     progress: Callable[[int], None] | None,
+    on_reject: Callable[[EmbellError, Document], None] | None,
 ) -> AddReport:
     """Bring documents in; the caller holds the writer lock. See `Collection.add`."""
     began = time.monotonic()
@@ -216,18 +223,20 @@ def ingest(
         if not batch:
             break
         try:
-            _compare(writer, batch, known, present, seen, places)
+            _compare(writer, batch, known, present, seen, places, on_reject)
         except EmbellError as error:
             failure = error  # it stands before the one that ended the reading
         if failure is not None:
             break
-    writer.encode()
-    writer.commit()
+    try:
+        writer.encode()
+    finally:
+        writer.commit()
     if failure is not None:
         raise failure
     report = writer.report
     report.missing = int((~present).sum())
-    if prune and report.missing:
+    if report.missing and (prune() if callable(prune) else prune):
         report.pruned = _prune(collection, seen)
     collection.commit_manifest(writer.next_key)
     report.seconds = time.monotonic() - began
@@ -235,42 +244,60 @@ def ingest(
 
 
 def _compare(
-    writer: _Writer, batch: list[Document], known: KnownDocuments, present: Array, seen: SeenIds, places: Places
+    writer: _Writer,
+    batch: list[Document],
+    known: KnownDocuments,
+    present: Array,
+    seen: SeenIds,
+    places: Places,
+    on_reject: Callable[[EmbellError, Document], None] | None,
 ) -> None:
     """Sort a batch into new, changed and unchanged documents, and hand on what needs work."""
     base = writer.report.documents + 1
     hashes = np.fromiter((hash64(document.id) for document in batch), np.int64, len(batch))
     numbers = np.array([places.number(document, base + at) for at, document in enumerate(batch)])
-    repeats = seen.add(hashes, numbers)
-    stop = repeats[0][0] if repeats else len(batch)
+    repeats = dict(reversed(seen.add(hashes, numbers)))
     positions = known.find(hashes)
-    changed: dict[str, tuple[dict[str, Any], int]] = {}
-    try:
-        for document, at in zip(batch[:stop], positions[:stop].tolist(), strict=True):
+    for row, (document, at) in enumerate(zip(batch, positions.tolist(), strict=True)):
+        try:
+            if row in repeats:
+                again, first = places.name(int(numbers[row])), places.name(repeats[row])
+                raise CorpusError(
+                    f"{again}: the id {document.id!r} stands here a second time, first at {first}; ids must be unique"
+                )
+            document = _checked(document, writer.manifest)
             metadata = writer.types.take(document)
-            text_hash = hash64(
-                document.text
-                if document.vector is None
-                else f"{document.text}\0{np.asarray(document.vector, np.float32).tobytes().hex()}"
-            )
-            digest = metadata_hash(metadata)
-            writer.report.documents += 1
-            if at >= 0:
-                present[at] = True
-                if known.text_hash[at] == text_hash:
-                    if known.metadata_hash[at] == digest:
-                        writer.report.unchanged += 1
-                    else:
-                        changed[document.id] = (metadata, digest)
-                        writer.report.updated += 1
-                    writer._step(1)
-                    continue
-            writer.take(_Pending(document, metadata, text_hash, digest, at >= 0))
-    finally:
-        writer.update_metadata(changed)
-    if repeats:
-        again, first = places.name(int(numbers[stop])), places.name(repeats[0][1])
-        raise CorpusError(f"{again}: the id {batch[stop].id!r} stands here a second time, first at {first}; ids must be unique")
+        except EmbellError as error:
+            if on_reject is None:
+                raise
+            on_reject(error, document)
+            continue
+        given = "" if document.vector is None else np.asarray(document.vector, np.float32).tobytes().hex()
+        text_hash = hash64(f"{document.text}\0{given}" if given else document.text)
+        digest = metadata_hash(metadata)
+        writer.report.documents += 1
+        if at >= 0:
+            present[at] = True
+            if known.text_hash[at] == text_hash:
+                if known.metadata_hash[at] == digest:
+                    writer.report.unchanged += 1
+                else:
+                    writer.changed[document.id] = (metadata, digest)
+                    writer.report.updated += 1
+                writer._step(1)
+                continue
+        writer.take(_Pending(document, metadata, text_hash, digest, at >= 0))
+    if len(writer.changed) >= writer.commit_rows:
+        writer.commit()
+
+
+def _checked(document: Document, manifest: Manifest) -> Document:
+    """The document if it can be stored, with its given vector at length 1."""
+    if not document.text.strip():
+        raise CorpusError(f"{document.place or f'document {document.id!r}'}: has no text")
+    if not manifest.own_vectors:
+        return document
+    return replace(document, vector=given_vector(document, manifest.dim))  # type: ignore[arg-type]
 
 
 def _prune(collection: Collection, seen: SeenIds) -> int:
@@ -294,7 +321,7 @@ def given_vector(document: Document, dim: int) -> Array:
     where = document.place or f"document {document.id!r}"
     if document.vector is None:
         raise CollectionError(f"{where}: has no vector, but this collection is made of given vectors (--vector-field, --vectors)")
-    row = np.asarray(document.vector, np.float32)
+    row = np.asarray(document.vector, np.float64)
     if row.shape != (dim,):
         raise CollectionError(f"{where}: its vector is {row.shape[-1] if row.ndim else 0} wide, the collection's are {dim}")
     if not np.isfinite(row).all():
@@ -302,5 +329,5 @@ def given_vector(document: Document, dim: int) -> Array:
     length = float(np.linalg.norm(row))
     if length == 0:
         raise CollectionError(f"{where}: its vector is all zeros and has no direction; correct or leave out that row")
-    unit: Array = row / np.float32(length)
+    unit: Array = (row / length).astype(np.float32)
     return unit

@@ -23,8 +23,8 @@ class Manifest:
     `encoder` is None if the vectors were given and no model is known for queries; `own_vectors` says
     that they were given. `chunk` is the chunk size in tokens, None if documents are stored whole.
     `generation` is the number of the current index, 0 if there is none; `next_key` the first key that
-    was never used. `recall` is the measured recall@10 of the index, 1.0 for exact search, None if it
-    was not measured.
+    was never used. `recall` is the measured recall@10 of the index, 1.0 where search is exact
+    (also while a FAISS index has too few rows to be trained on), None if it was not measured.
     """
 
     encoder: EncoderSpec | None

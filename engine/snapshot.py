@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from embell.engine.manifest import Manifest
+from embell.errors import UsageError
 from embell.indexers.exact import ExactIndex
 from embell.indexers.store import Store
 
@@ -49,12 +50,12 @@ class Snapshot:
         if manifest.generation:
             try:
                 rows = ExactIndex.load(generation)
-                if manifest.index.startswith("faiss:"):
+                if manifest.index.startswith("faiss:") and manifest.recall is None:
                     from embell.indexers.faiss_index import FaissIndex
 
                     candidates = FaissIndex.load(generation)
                 covered = len(rows)
-            except FileNotFoundError:  # deleted, or just replaced by a writer: the table has everything
+            except (OSError, ValueError, EOFError, RuntimeError):  # deleted, damaged, or just replaced: the table has everything
                 rows, candidates = ExactIndex(manifest.dim), None
         newest = int(rows.keys[-1]) if covered else -1
         newer = list(store.vectors(above=newest))
@@ -89,10 +90,10 @@ class Snapshot:
         if self.candidates is None or (allowed is not None and allowed is not self.alive):
             return self.rows.search(queries, k, allowed)
         _, found = self.candidates.search(queries, min(2 * k + 16, max(1, self.covered)))
-        newer = np.arange(len(self.keys)) >= self.covered
-        _, fresh = self.rows.search(
-            queries, min(k, max(1, int(newer.sum()))), newer if self.alive is None else newer & self.alive
-        )
+        fresh = np.full((len(queries), 0), -1, np.int64)
+        if self.covered < len(self.keys):
+            newer = np.arange(len(self.keys)) >= self.covered
+            _, fresh = self.rows.search(queries, k, newer if self.alive is None else newer & self.alive)
         living = len(self.keys) if self.alive is None else int(self.alive.sum())
         scores = np.full((len(queries), k), -np.inf)
         keys = np.full((len(queries), k), -1, np.int64)
@@ -120,14 +121,18 @@ class Snapshot:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def build_generation(directory: Path, manifest: Manifest, store: Store) -> int:
-    """Build a new index generation from the table; returns its number. It counts once the manifest names it."""
+def build_generation(directory: Path, manifest: Manifest, store: Store) -> tuple[int, bool]:
+    """Build a new index generation from the table: `(number, exact)`. It counts once the manifest names it.
+
+    A FAISS index that has too few rows to be trained on is left out; search is exact until there are more.
+    """
     number = manifest.generation + 1
     part = directory / INDEX / f"{number}.part"
     final = directory / INDEX / str(number)
     for path in (part, final):  # left behind by a run that was killed
         shutil.rmtree(path, ignore_errors=True)
     part.mkdir(parents=True)
+    exact = True
     keys = store.keys()
     matrix = np.empty((0, manifest.dim), np.float16)
     if len(keys):
@@ -141,8 +146,12 @@ def build_generation(directory: Path, manifest: Manifest, store: Store) -> int:
     if manifest.index.startswith("faiss:"):
         from embell.indexers.faiss_index import FaissIndex
 
-        index = FaissIndex(manifest.dim, manifest.index.removeprefix("faiss:"))
-        index.add(keys, matrix)
-        index.save(part)
+        try:
+            index = FaissIndex(manifest.dim, manifest.index.removeprefix("faiss:"))
+            index.add(keys, matrix)
+            index.save(part)
+            exact = False
+        except UsageError:
+            pass
     part.rename(final)
-    return number
+    return number, exact

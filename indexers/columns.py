@@ -17,6 +17,11 @@ from embell.errors import CorpusError
 RESERVED = ("key", "id", "document", "start", "end", "text", "text_hash", "metadata_hash", "vector")
 """Columns of the table itself; a metadata field of the same name gets an underscore behind it."""
 
+WIDENED = "__as_float"
+"""Ends the name of a column that is on its way from whole numbers to fractions."""
+
+_LANCE = ("_rowid", "_rowaddr", "_rowoffset", "")
+
 _SCALARS: tuple[tuple[type, pa.DataType], ...] = (
     (bool, pa.bool_()),
     (int, pa.int64()),
@@ -29,9 +34,9 @@ _SCALARS: tuple[tuple[type, pa.DataType], ...] = (
 
 
 def column_name(field: str) -> str:
-    """The column that holds a metadata field: its own name, made free of dots and of the table's own columns."""
-    name = field.replace(".", "_")
-    return f"{name}_" if name in RESERVED else name
+    """The column that holds a metadata field: its own name, made free of what LanceDB and the table keep for themselves."""
+    name = field.replace(".", "_").replace("`", "_")
+    return f"{name}_" if name in RESERVED or name in _LANCE or name.endswith(WIDENED) else name
 
 
 def plain(value: Any) -> Any:
@@ -84,29 +89,32 @@ class MetadataTypes:
         Raises CorpusError if a value does not fit its column.
         """
         values: dict[str, Any] = {}
+        news: dict[str, pa.DataType] = {}
+        where = document.place or f"document {document.id!r}"
         for field, given in document.metadata.items():
             name = column_name(field)
             value = plain(given)
             if value is None:
                 continue
             kind = type_of(value)
+            if name in values:
+                raise CorpusError(f"{where}: field {field!r} and another one would share the column {name!r}; rename one of them")
             known = self.types.get(name)
-            if known is None:
-                self.types[name] = self.added[name] = kind
+            if known is None or (known == pa.int64() and kind == pa.float64()):
+                news[name] = kind
             elif known != kind and not (known == pa.float64() and kind == pa.int64()):
-                if known == pa.int64() and kind == pa.float64():
-                    self.types[name] = kind
-                    if name in self.added:
-                        self.added[name] = kind
-                    else:
-                        self.widened.add(name)
-                else:
-                    where = document.place or f"document {document.id!r}"
-                    raise CorpusError(
-                        f"{where}: field {field!r} holds {_spoken(kind)} ({str(value)[:40]!r}), but the column holds {_spoken(known)}; "
-                        f"make them one type, or index into a new collection with --string-field {field}"
-                    )
+                raise CorpusError(
+                    f"{where}: field {field!r} holds {_spoken(kind)} ({str(value)[:40]!r}), but the column holds {_spoken(known)}; "
+                    f"make them one type, or index into a new collection with --string-field {field}"
+                )
             values[name] = value
+        # Only now: a document that is refused leaves no column behind.
+        for name, kind in news.items():
+            if name not in self.types or name in self.added:
+                self.added[name] = kind
+            else:
+                self.widened.add(name)
+            self.types[name] = kind
         return values
 
     def applied(self) -> None:

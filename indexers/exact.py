@@ -174,10 +174,10 @@ class ExactIndex:
                 start = offset + begin
                 if until is not None and start >= until:
                     return
-                block = np.array(rows[begin : begin + BLOCK])
-                mask = None if allowed is None else allowed[start : start + len(block)]
+                mask = None if allowed is None else allowed[start : start + len(rows[begin : begin + BLOCK])]
                 if mask is not None and not mask.any():
                     continue
+                block = np.array(rows[begin : begin + BLOCK])
                 scores = (left @ torch.from_numpy(block).to(kind).T).float()
                 if mask is not None:
                     scores[:, torch.from_numpy(~mask)] = -torch.inf

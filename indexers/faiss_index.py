@@ -22,13 +22,15 @@ def _faiss() -> Any:
     return faiss
 
 
-def check_factory(factory: str, dim: int = 64) -> None:
+def check_factory(factory: str, dim: int) -> None:
     """Raises UsageError if FAISS cannot make an index from this description."""
     faiss = _faiss()
     try:
         faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
-        raise UsageError(f"FAISS does not know the index factory {factory!r} (for example HNSW32, or IVF256,Flat)") from error
+        raise UsageError(
+            f"FAISS cannot make the index {factory!r} for vectors {dim} wide (known are for example HNSW32 and IVF256,Flat)"
+        ) from error
 
 
 class FaissIndex:

@@ -17,10 +17,9 @@ import orjson
 import pyarrow as pa
 
 from embell.errors import CollectionError, UsageError
-from embell.indexers.columns import RESERVED, MetadataTypes, arrow_column
+from embell.indexers.columns import RESERVED, WIDENED, MetadataTypes, arrow_column
 
 TABLE = "documents"
-_WIDENED = "__as_float"
 _LOOKUP = 2000
 """Keys or ids that one filter expression names at most."""
 
@@ -175,7 +174,9 @@ class Store:
 
         Raises UsageError if the expression is not valid for these columns.
         """
-        conditions = ([f"({where})"] if where else []) + ([f"key > {above}"] if above >= 0 else [])
+        if where is not None:
+            _check_filter(where)
+        conditions = ([f"({where})"] if where is not None else []) + ([f"key > {above}"] if above >= 0 else [])
         try:
             parts = [batch.column("key").to_numpy() for batch in self._batches(["key"], " AND ".join(conditions))]
         except UsageError as error:
@@ -249,7 +250,10 @@ class Store:
         """
         before = self.count
         try:
-            self._table.delete(where)
+            _check_filter(where)
+            self._table.delete(f"({where})")
+        except UsageError:
+            raise
         except Exception as error:
             raise UsageError(
                 f"--where {where!r}: {_filter_error(error)}; columns are {', '.join(self._filter_columns())}"
@@ -270,20 +274,20 @@ class Store:
             self._table.add_columns([pa.field(name, kind) for name, kind in types.added.items()])
         for name in sorted(types.widened):
             # LanceDB does not cast integers to floats in place.
-            self._table.add_columns({name + _WIDENED: f"CAST({_identifier(name)} AS DOUBLE)"})
+            self._table.add_columns({name + WIDENED: f"CAST({_identifier(name)} AS DOUBLE)"})
             self._table.drop_columns([name])
-            self._table.alter_columns({"path": name + _WIDENED, "rename": name})
+            self._table.alter_columns({"path": name + WIDENED, "rename": name})
         types.applied()
 
     def repair(self) -> None:
         """Finish a change of columns that was cut short; called by a writer before it looks at the columns."""
         names = set(self._table.schema.names)
         for name in sorted(names):
-            if name.endswith(_WIDENED):
-                if name.removesuffix(_WIDENED) in names:
+            if name.endswith(WIDENED):
+                if name.removesuffix(WIDENED) in names:
                     self._table.drop_columns([name])
                 else:
-                    self._table.alter_columns({"path": name, "rename": name.removesuffix(_WIDENED)})
+                    self._table.alter_columns({"path": name, "rename": name.removesuffix(WIDENED)})
 
     def _batches(self, columns: list[str], where: str = "") -> Iterator[pa.RecordBatch]:
         query = self._table.search().select(columns)
@@ -301,6 +305,16 @@ def _connect(directory: Path) -> Any:
     import lancedb
 
     return lancedb.connect(directory)
+
+
+def _check_filter(where: str) -> None:
+    """Refuse an empty condition, and one on the table's inner columns: a field of such a name is stored under another."""
+    if not where.strip():
+        raise UsageError("--where is empty; give a condition on the metadata columns")
+    words = re.findall(r"\w+", re.sub(r"'[^']*'", "", where))
+    for inner in ("key", "text_hash", "metadata_hash", "vector"):
+        if inner in words:
+            raise UsageError(f"--where {where!r}: {inner} is an inner column; a metadata field of that name is called {inner}_")
 
 
 def _identifier(name: str) -> str:

@@ -37,8 +37,8 @@ class VectorIndex(Protocol):
         """Open an index that was saved, memory-mapped where that is possible."""
 
 
-def check_kind(kind: str) -> str:
-    """The kind of index, if there is one of that name: "exact" or "faiss:FACTORY".
+def check_kind(kind: str, dim: int = 64) -> str:
+    """The kind of index, if there is one of that name for vectors of that width: "exact" or "faiss:FACTORY".
 
     Raises UsageError for any other name, MissingExtraError if FAISS is needed and not installed.
     """
@@ -47,6 +47,6 @@ def check_kind(kind: str) -> str:
     if kind.startswith("faiss:") and len(kind) > len("faiss:"):
         from embell.indexers.faiss_index import check_factory
 
-        check_factory(kind.removeprefix("faiss:"))
+        check_factory(kind.removeprefix("faiss:"), dim)
         return kind
     raise UsageError(f"unknown index {kind!r}; known are exact and faiss:FACTORY (for example faiss:HNSW32 or faiss:IVF256,Flat)")

@@ -327,3 +327,39 @@ def test_the_reader_of_the_output_may_leave(collection: Path) -> None:
     assert json.loads(done.stdout)["rank"] == 1
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
+
+
+def test_pruning_waits_for_the_whole_source(embell: Run, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "s.jsonl", topic_rows()[:4])
+    target = tmp_path / "p.embell"
+    embell("index", source, "--to", target)
+    lines = source.read_text().splitlines()
+    source.write_text("\n".join([*lines[:2], "{broken", lines[3]]))
+    embell("index", source, "--to", target, "--prune", "--keep-going").fails(1, "nothing was pruned")
+    assert embell("info", target, "--json").lines[0]["documents"] == 4
+
+
+def test_outputs_are_checked_first_and_links_followed(embell: Run, corpus: Path, tmp_path: Path) -> None:
+    embell("dedup", corpus, "--output", tmp_path / "no" / "x.jsonl").fails(2, "--output", "no directory")
+    embell("dedup", corpus, "--output", tmp_path / "x.jsonl", "--removed", tmp_path / "x.jsonl").fails(2, "two files")
+    (tmp_path / "real.jsonl").write_text("old")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "real.jsonl")
+    done = embell("dedup", corpus, "--output", tmp_path / "link.jsonl", "--removed", "/dev/null")
+    assert done.status == 0, done
+    assert (tmp_path / "link.jsonl").is_symlink()
+    assert len((tmp_path / "real.jsonl").read_text().splitlines()) == 12
+    assert Path("/dev/null").is_char_device()
+
+
+def test_dedup_keeps_what_it_cannot_compare(embell: Run, tmp_path: Path) -> None:
+    lines = [
+        '{"id": 1, "text": "A cat sleeps."}',
+        "{broken",
+        '{"id": 2, "text": ""}',
+        '{"id": 3, "text": "a CAT sleeps."}',
+        "[1]",
+    ]
+    (tmp_path / "s.jsonl").write_text("\n".join(lines))
+    done = embell("dedup", tmp_path / "s.jsonl", "--keep-going", "--output", tmp_path / "kept.jsonl", "--json")
+    assert (done.lines[0]["rejected"], done.lines[0]["dropped"]) == (2, 1)
+    assert (tmp_path / "kept.jsonl").read_text().splitlines() == [lines[0], lines[1], lines[2], lines[4]]

@@ -401,3 +401,95 @@ def test_a_widening_that_was_cut_short_is_finished(tiny: Encoder, tmp_path: Path
     collection.add([Document("new", "a text", {"n": 0.5})])
     assert {name: row["n"] for name, row in content(collection).items()} == {"d0": 0, "d1": 1, "d2": 2, "d3": 3, "new": 0.5}
     assert [hit.id for hit in collection.search("text", where="n = 0.5")] == ["new"]
+
+
+@pytest.mark.parametrize(
+    "name", ["_rowid", "_rowaddr", "_rowoffset", "", "back`tick", "with space", "Ünï", "1st", "a/b", "x__as_float", "select"]
+)
+def test_metadata_fields_may_have_any_name(tiny: Encoder, tmp_path: Path, name: str) -> None:
+    collection = Collection.create(tmp_path / "c", tiny)
+    collection.add([Document("a", "some text", {name: 1, "x": 2})])
+    collection.add([Document("b", "other text", {name: 3})])
+    (column,) = set(collection.store.metadata_types) - {"x"}
+    assert content(collection)["a"][column] == 1
+    assert [hit.id for hit in collection.search("text", where=f"`{column}` = 3")] == ["b"]
+
+
+def test_fields_that_would_share_a_column_are_refused(tiny: Encoder, tmp_path: Path) -> None:
+    collection = Collection.create(tmp_path / "c", tiny)
+    with pytest.raises(CorpusError, match="share the column 'a_b'"):
+        collection.add([Document("x", "text", {"a.b": 1, "a_b": 2})])
+
+
+def test_conditions_see_metadata_only_and_are_read_to_their_end(tiny: Encoder, tmp_path: Path) -> None:
+    collection = Collection.create(tmp_path / "c", tiny)
+    collection.add([Document("a", "one", {"key": 5}), Document("b", "two", {"key": 9})])
+    assert [hit.id for hit in collection.search("one", where="key_ > 6")] == ["b"]
+    assert [hit.id for hit in collection.search("one", where="id = 'key'")] == []
+    for where in ("key > 6", "vector IS NULL", "", "  ", "1 = 1 -- x", "id = 'a'; drop"):
+        with pytest.raises(UsageError):
+            collection.search("one", where=where)
+        with pytest.raises(UsageError):
+            collection.delete(where=where)
+    assert len(collection) == 2
+
+
+def test_what_cannot_be_used_is_handed_over_and_the_rest_goes_in(tiny: Encoder, tmp_path: Path) -> None:
+    collection = Collection.create(tmp_path / "c", tiny)
+    rows = [
+        Document("a", "one", {"n": 1}),
+        Document("b", "  "),
+        Document("a", "again"),
+        Document("c", "two", {"n": "x", "new": 1}),
+        Document("d", "three"),
+    ]
+    told: list[str] = []
+    report = collection.add(rows, on_reject=lambda error, document: told.append(document.id))
+    assert (told, report.documents, report.encoded) == (["b", "a", "c"], 2, 2)
+    assert sorted(content(collection)) == ["a", "d"]
+    assert "new" not in collection.store.metadata_types
+    for chunk in (None, 16):
+        with pytest.raises(CorpusError, match=r"f.txt:2: has no text"):
+            Collection.create(tmp_path / f"c{chunk}", tiny, chunk=chunk).add([Document("x", " ", place="f.txt:2")])
+
+
+def test_a_bad_vector_loses_nothing_that_came_before_it(tmp_path: Path) -> None:
+    collection = Collection.create(tmp_path / "c", None, dim=3)
+    good = [Document(f"d{i}", "text", vector=[1.0, i, 0.0]) for i in range(300)]
+    with pytest.raises(CollectionError, match="2 wide"):
+        collection.add([*good, Document("bad", "text", vector=[1.0, 2.0])])
+    assert len(collection) == 300
+    collection.add([Document("large", "text", vector=[1e30, 0.0, 0.0]), Document("small", "text", vector=[0.0, 0.0, 1e-30])])
+    scores = {hit.id: hit.score for hit in collection.search(np.array([[0.0, 0.0, 1e-30]]), 400)[0]}
+    assert scores["small"] == pytest.approx(1)
+    assert scores["large"] == pytest.approx(0)
+
+
+def test_a_model_that_gives_nan_is_refused(tiny: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collection = Collection.create(tmp_path / "c", tiny)
+    monkeypatch.setattr(tiny, "encode", lambda texts, **kwargs: np.full((len(texts), tiny.dim), np.nan, np.float32))
+    with pytest.raises(CollectionError, match=r"f:1: the model gave a vector with NaN"):
+        collection.add([Document("x", "text", place="f:1")])
+    assert len(collection) == 0
+
+
+def test_an_index_that_is_damaged_or_too_large_for_the_rows_does_no_harm(tiny: Encoder, tmp_path: Path) -> None:
+    collection = Collection.create(tmp_path / "c", tiny, index="faiss:IVF64,Flat")
+    collection.add(documents(20))
+    assert collection.manifest.recall == 1.0  # too few rows to train: exact
+    before = collection.search("text number 3", 5)
+    collection.add(documents(3000))
+    assert collection.manifest.recall is None
+    assert (tmp_path / "c" / "index" / str(collection.manifest.generation) / "index.faiss").exists()
+    generation = tmp_path / "c" / "index" / str(collection.manifest.generation)
+    truth = brute_force(collection, tiny.encode("text number 3", "query")[0], 5)
+    (generation / "index.faiss").unlink()
+    assert [hit.id for hit in Collection.open(tmp_path / "c", tiny).search("text number 3", 5)] == [name for name, _ in truth]
+    (generation / "vectors.npy").write_bytes((generation / "vectors.npy").read_bytes()[:500])
+    assert [hit.id for hit in Collection.open(tmp_path / "c", tiny).search("text number 3", 5)] == [name for name, _ in truth]
+    again = Collection.open(tmp_path / "c", tiny)
+    again.add(documents(1))
+    assert again._look().outside == 0
+    assert before
+    with pytest.raises(UsageError, match="32 wide"):
+        Collection.create(tmp_path / "d", tiny, index="faiss:PQ33")

@@ -101,3 +101,9 @@ def test_rows_with_very_many_partners_are_capped_and_counted(monkeypatch: pytest
 def test_a_threshold_that_is_no_cosine_is_refused(threshold: float) -> None:
     with pytest.raises(UsageError, match="threshold"):
         run(np.eye(2), ["a", "b"], threshold)
+
+
+def test_at_threshold_one_equal_vectors_are_duplicates() -> None:
+    rows = renormalise(np.random.default_rng(0).standard_normal((50, 32)))
+    found = run(np.concatenate([rows, rows]), [f"t{n}" for n in range(100)], 1.0)
+    assert found.kept == [f"d{n}" for n in range(50)]
