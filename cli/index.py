@@ -62,7 +62,6 @@ def index(
     """
     from dataclasses import replace
 
-    from embell.engine.collection import Collection
     from embell.errors import CollectionError, UsageError
     from embell.indexers.corpora import CorpusReport, read_corpus, read_rows
     from embell.indexers.own_vectors import check_rows, with_vectors
@@ -98,6 +97,8 @@ def index(
         if first is None:
             raise _nothing(sources, report)
         documents = _again(first, documents)
+        from embell.engine.collection import Collection  # now: it loads torch, which the errors above need not wait for
+
         if Path(target, "manifest.json").is_file():
             collection = Collection.open(target, model.for_collection(target))
             _check_made_so(collection, chunk, own)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -47,6 +48,9 @@ def search(
     embell search notes.embell "what did we decide about backups"
     embell search papers.embell "heat transfer" -k 3 --where "year > 2000" --json
     """
+    from embell.engine.manifest import Manifest
+
+    Manifest.read(Path(directory))  # before torch is loaded: a wrong path is told at once
     from embell.engine.collection import Collection
 
     collection = Collection.open(directory, model.for_collection(directory))

@@ -219,7 +219,7 @@ def test_encode_writes_unit_rows_and_their_ids(embell: Run, corpus: Path, tmp_pa
         )
     np.save(tmp_path / "short.npy", vectors[:7])
     embell("index", corpus, "--to", tmp_path / "s.embell", "--vectors", tmp_path / "short.npy").fails(
-        1, "has 7 rows", "corpus.jsonl:8"
+        1, "has 7 rows", "the source 12"
     )
 
 
