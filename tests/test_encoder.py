@@ -160,10 +160,11 @@ def test_other_weights_have_another_fingerprint(directory: dict[str, Path], tmp_
     assert first.spec.differences(Encoder.load(tmp_path).spec) == ["fingerprint"]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("start", [-1, 3])
-def test_the_last_layer_with_last_token_pooling_is_refused(directory: dict[str, Path], start: int) -> None:
+def test_the_last_layer_with_last_token_pooling_is_refused(directory: dict[str, Path], family: str, start: int) -> None:
     with pytest.raises(EncoderError, match="equals the causal model"):
-        Encoder.load(directory["llama"], start_layer=start, pooling="last")
+        Encoder.load(directory[family], start_layer=start, pooling="last")
 
 
 def test_what_cannot_be_loaded_is_refused_in_one_line(directory: dict[str, Path], tmp_path: Path) -> None:
