@@ -44,11 +44,8 @@ def info(directory: str, as_json: bool) -> None:
     if encoder is None:
         lines.append(("vectors", f"given, {manifest.dim} wide; text queries need --model"))
     else:
-        start = (
-            "causal"
-            if encoder.start_layer is None
-            else f"layers {encoder.start_layer} to {encoder.layers - 1} of {encoder.layers} look both ways"
-        )
+        both = 0 if encoder.start_layer is None else encoder.layers - encoder.start_layer
+        start = f"the last {both} of {encoder.layers} layers look both ways" if both else f"{encoder.layers} causal layers"
         lines.append(("model", f"{encoder.backbone} ({start}, {encoder.pooling} pooling, {encoder.dim} wide, {encoder.dtype})"))
         lines.append(("max length", f"{encoder.max_length} tokens"))
     recall = "not measured" if manifest.recall is None else f"{manifest.recall:.3f}"
