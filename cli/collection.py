@@ -62,7 +62,7 @@ def info(directory: str, as_json: bool) -> None:
 @click.option("--where", metavar="EXPR", help="Delete documents that match this condition.")
 @json_option
 def delete(directory: str, ids: tuple[str, ...], where: str | None, as_json: bool) -> None:
-    r"""Delete documents from a collection.
+    """Delete documents from a collection.
 
     \b
     embell delete notes.embell --id old.md

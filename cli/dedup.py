@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -43,7 +44,7 @@ def dedup(
     model: ModelOptions,
     as_json: bool,
 ) -> None:
-    r"""Find near-duplicates: texts that agree but for case and spacing, and texts whose vectors nearly do.
+    """Find near-duplicates: texts that agree but for case and spacing, and texts whose vectors nearly do.
 
     The first of each kind is kept. No two kept rows are duplicates of each other, and every dropped row names
     a kept one. JSON Lines are written out as they stood; nothing in the source or the collection is changed.
@@ -60,6 +61,9 @@ def dedup(
 
     check_threshold(threshold)
     check_outputs(output=output, removed=removed, pairs=pairs)
+    for path in (output, removed, pairs):
+        if path not in (None, "-") and any(os.path.realpath(source) == os.path.realpath(path) for source in sources):
+            raise click.UsageError(f"{path} is the source and would be overwritten; name another file")
     if pairs == "-":
         raise click.UsageError("--pairs needs a file: Parquet does not go to stdout")
     began = time.monotonic()
@@ -115,9 +119,9 @@ def _temporary(
     with progress("Encoding") as step:
         done = collection.add(bare(), progress=step)
     if report.empty:
-        note(f"{counted(report.empty, 'row')} without text cannot be compared and stay, the first is {report.first_empty}")
+        note(f"without text, so not compared but kept: {counted(report.empty, 'row')}, the first is {report.first_empty}")
     if report.rejected:
-        note(f"{counted(report.rejected, 'row')} cannot be read and stay, the first: {report.first_rejected}")
+        note(f"cannot be read, so not compared but kept: {counted(report.rejected, 'row')}, the first: {report.first_rejected}")
     if done.truncated:
         note(
             f"{counted(done.truncated, 'document')} longer than {collection.encoder.spec.max_length} tokens: compared by the beginning"

@@ -35,7 +35,7 @@ def encode(
     model: ModelOptions,
     as_json: bool,
 ) -> None:
-    r"""Encode a corpus to a NumPy file of unit vectors.
+    """Encode a corpus to a NumPy file of unit vectors.
 
     \b
     embell encode corpus.jsonl --output corpus.npy --ids corpus.ids

@@ -12,7 +12,7 @@ from embell.cli.options import ModelOptions, json_option, model_options
 
 @click.group(no_args_is_help=True)
 def evaluate() -> None:
-    r"""Measure an encoder on labelled data.
+    """Measure an encoder on labelled data.
 
     \b
     embell evaluate sts stsb-test.tsv

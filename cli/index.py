@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     "--chunk", metavar="TOKENS", type=click.IntRange(8), help="Split documents into chunks of at most this many tokens."
 )
 @click.option("--vector-field", metavar="F", help="Field that holds each document's own vector.")
-@click.option("--vectors", metavar="FILE.npy", help="The documents' own vectors, a row for each row of the source.")
+@click.option(
+    "--vectors", metavar="FILE.npy", help="The documents' own vectors: a row for each row of the source, or for each with text."
+)
 @click.option("--index", "kind", metavar="KIND", help="exact, or faiss:FACTORY such as faiss:HNSW32.  [default: exact]")
 @click.option("--prune", is_flag=True, help="Delete documents that are no longer in the source.")
 @click.option("--rejects", metavar="FILE", help="Write rows that cannot be used to this file (with --keep-going).")
@@ -51,7 +53,7 @@ def index(
     model: ModelOptions,
     as_json: bool,
 ) -> None:
-    r"""Index files, folders, or JSON Lines on stdin (-).
+    """Index files, folders, or JSON Lines on stdin (-).
 
     Reads .jsonl .csv .tsv .parquet .txt .md .rst, each also with .gz .xz .zst. Run it again, and only what is
     new or changed is encoded.
@@ -63,8 +65,8 @@ def index(
     from dataclasses import replace
 
     from embell.errors import CollectionError, UsageError
-    from embell.indexers.corpora import CorpusReport, read_corpus, read_rows
-    from embell.indexers.own_vectors import check_rows, with_vectors
+    from embell.indexers.corpora import CorpusReport, read_corpus
+    from embell.indexers.own_vectors import lines_up, with_vectors
 
     if vectors is not None and vector_field is not None:
         raise UsageError("--vectors and --vector-field exclude each other: the vectors come from one place")
@@ -73,8 +75,11 @@ def index(
     corpus = replace(corpus, vector_field=vector_field)
     own = vectors is not None or vector_field is not None
     report = CorpusReport()
+    by_row = True
     if vectors is not None and "-" not in sources:
-        check_rows(vectors, sum(1 for _ in read_rows(sources, replace(corpus, keep_going=True), CorpusReport())))
+        counted_rows = CorpusReport()
+        with_text = sum(1 for _ in read_corpus(sources, replace(corpus, keep_going=True), counted_rows))
+        by_row = lines_up(vectors, counted_rows.rows, with_text)
     with ExitStack() as stack:
         on_reject = None
         if rejects is not None:
@@ -91,7 +96,7 @@ def index(
 
         documents: Iterator[Document] = read_corpus(sources, corpus, report, on_reject)
         if vectors is not None:
-            documents = with_vectors(documents, vectors, report)
+            documents = with_vectors(documents, vectors, report, by_row)
         # The first document is read before anything is made, so that a wrong path or field leaves nothing behind.
         first = next(documents, None)
         if first is None:
@@ -180,10 +185,12 @@ def _tell(done: Any, report: Any, collection: Collection, target: str, as_json: 
             }
         )  # fmt: skip
         return
-    parts = [f"{done.encoded:,} encoded", f"{done.unchanged:,} unchanged"]
+    parts = [f"{done.encoded:,} {'stored' if collection.manifest.own_vectors else 'encoded'}", f"{done.unchanged:,} unchanged"]
     parts += [f"{done.updated:,} with new metadata"] * bool(done.updated)
     if done.missing:
         parts.append(
-            f"{done.pruned:,} pruned" if done.pruned else f"{done.missing:,} no longer in the source (--prune deletes them)"
+            f"{done.pruned:,} pruned"
+            if done.pruned
+            else f"{done.missing:,} in the collection but not in this source (--prune deletes them)"
         )
     click.echo(f"{counted(done.documents, 'document')} in {target}: {', '.join(parts)} ({done.seconds:.1f} s)")

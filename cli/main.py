@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from importlib import import_module
@@ -36,6 +37,11 @@ class _Commands(click.Group):
         command: click.Command = getattr(import_module(f"embell.cli.{_COMMANDS[cmd_name][0]}"), cmd_name)
         return command
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and (near := difflib.get_close_matches(args[0], _COMMANDS, 1)):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]}?")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
@@ -47,7 +53,7 @@ class _Commands(click.Group):
 )
 @click.version_option(__version__, prog_name="embell")
 def cli() -> None:
-    r"""Semantic search and near-duplicate detection, offline, with BeLLM encoders.
+    """Semantic search and near-duplicate detection, offline, with BeLLM encoders.
 
     \b
     embell index notes/ --to notes.embell
@@ -75,7 +81,8 @@ def main() -> None:
         _fail("embell", str(error))
         status = error.exit_status
     except (click.Abort, KeyboardInterrupt):
-        _fail("embell", "interrupted; what was committed stays, the same command goes on from there")
+        indexing = "index" in sys.argv[1:2]
+        _fail("embell", "interrupted" + "; what was committed stays, the same command goes on from there" * indexing)
         status = 130
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stderr.close()

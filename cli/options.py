@@ -101,7 +101,7 @@ def model_options(command: F) -> F:
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
     wrapped.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     options = [
-        click.option("--model", metavar="DIR|ID", help="Model directory or hub id.  [default: the embedded model]"),
+        click.option("--model", metavar="DIR|ID", help="Model directory or hub id.  [default: embell-mini, the embedded model]"),
         click.option("--revision", help="Revision of a hub model."),
         click.option(
             "--start-layer", type=StartLayer(), help="First bidirectional layer: 0, 1, …, from the end with a minus, or none."

@@ -40,7 +40,7 @@ def search(
     model: ModelOptions,
     as_json: bool,
 ) -> None:
-    r"""Search a collection by meaning.
+    """Search a collection by meaning.
 
     Without a question, asks for one after the other; with -, reads a question a line from stdin.
 
@@ -93,7 +93,7 @@ def _converse(collection: Collection, answer: Any) -> None:
     while True:
         try:
             asked = input("? " if sys.stdin.isatty() else "").strip()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             break
         if not asked:
             break
@@ -128,7 +128,7 @@ def _record(hit: Hit) -> dict[str, Any]:
 @click.option("--min-score", type=float, help="Leave out hits below this cosine.")
 @json_option
 def similar(directory: str, identity: str, k: int, where: str | None, min_score: float | None, as_json: bool) -> None:
-    r"""Find the documents nearest to one of the collection.
+    """Find the documents nearest to one of the collection.
 
     \b
     embell similar corpus.embell doc-17 -k 5

@@ -317,7 +317,7 @@ def _check_settings(settings: ModelSettings) -> None:
 
 def _backbone(model: str | os.PathLike[str] | None, directory: Path) -> str:
     """How to find the model again: a hub id as it is, a directory by its full path."""
-    if model is None:
+    if model is None or directory == EMBEDDED_MODEL:
         return EMBEDDED_NAME
     return str(Path(model).resolve()) if Path(model).is_dir() else os.fspath(model)
 
@@ -328,6 +328,8 @@ def _model_directory(model: str | os.PathLike[str] | None, revision: str | None)
             raise EncoderError("the embedded model is missing from this installation; install embell again, or give a model")
         return EMBEDDED_MODEL
     directory = Path(model)
+    if os.fspath(model) == EMBEDDED_NAME and not directory.is_dir():
+        return _model_directory(None, None)
     if directory.is_dir():
         if not (directory / "config.json").is_file():
             raise EncoderError(f"{directory}: not a model directory, it has no config.json")

@@ -271,6 +271,8 @@ def _compare(
             if on_reject is None:
                 raise
             on_reject(error, document)
+            if at >= 0:
+                present[at] = True  # it is in the source, if not fit to be used
             continue
         given = "" if document.vector is None else np.asarray(document.vector, np.float32).tobytes().hex()
         text_hash = hash64(f"{document.text}\0{given}" if given else document.text)

@@ -13,11 +13,16 @@ from embell.errors import CorpusError
 from embell.indexers.corpora import CorpusReport
 
 
-def check_rows(path: str, rows: int) -> None:
-    """Raises CorpusError unless the file has a row for each of `rows` rows of the source."""
+def lines_up(path: str, rows: int, with_text: int) -> bool:
+    """Whether the file has a row for each row of the source; False if only for each row with text, as `embell encode` writes.
+
+    Raises CorpusError if it has neither number of rows.
+    """
     matrix = _matrix(path)
-    if len(matrix) != rows:
-        raise CorpusError(f"{path}: has {len(matrix)} rows, the source {rows}; they must line up, skipped rows included")
+    if len(matrix) not in (rows, with_text):
+        texts = "" if with_text == rows else f" ({with_text} with text)"
+        raise CorpusError(f"{path}: has {len(matrix)} rows, the source {rows}{texts}; they must line up")
+    return len(matrix) == rows
 
 
 def _matrix(path: str) -> np.ndarray[Any, Any]:
@@ -30,27 +35,24 @@ def _matrix(path: str) -> np.ndarray[Any, Any]:
     return matrix
 
 
-def with_vectors(documents: Iterator[Document], path: str, report: CorpusReport) -> Iterator[Document]:
-    """Each document with its row of the file: the row of its own number in the source, skipped rows included.
+def with_vectors(documents: Iterator[Document], path: str, report: CorpusReport, by_row: bool) -> Iterator[Document]:
+    """Each document with its row of the file: that of its number in the source, or among the documents if not `by_row`.
 
-    Raises CorpusError if the file is not a two-dimensional array of numbers, or has more or fewer rows
-    than the source.
+    Raises CorpusError if the file is not a two-dimensional array of numbers, holds NaN or a row of zeros,
+    or has more or fewer rows than there are.
     """
     matrix = _matrix(path)
-    for document in documents:
-        if document.ordinal >= len(matrix):
-            raise CorpusError(
-                f"{path}: has {len(matrix)} rows, but the source has more: {document.place} is row {document.ordinal + 1}"
-            )
-        row = np.asarray(matrix[document.ordinal], np.float32)
+    for count, document in enumerate(documents):
+        number = document.ordinal if by_row else count
+        if number >= len(matrix):
+            raise CorpusError(f"{path}: has {len(matrix)} rows, but the source has more: {document.place} is row {number + 1}")
+        row = np.asarray(matrix[number], np.float32)
         if not np.isfinite(row).all():
             raise CorpusError(
-                f"{path}: row {document.ordinal + 1} (for {document.place}) holds NaN or infinity; correct it, or leave out that document"
+                f"{path}: row {number + 1} (for {document.place}) holds NaN or infinity; correct it, or leave out that document"
             )
         if not row.any():
-            raise CorpusError(
-                f"{path}: row {document.ordinal + 1} (for {document.place}) is all zeros and has no direction; correct it"
-            )
+            raise CorpusError(f"{path}: row {number + 1} (for {document.place}) is all zeros and has no direction; correct it")
         yield replace(document, vector=row)  # type: ignore[arg-type]
-    if report.rows != len(matrix):
+    if by_row and report.rows != len(matrix):
         raise CorpusError(f"{path}: has {len(matrix)} rows, the source {report.rows}; they must line up")

@@ -48,6 +48,9 @@ def test_every_command_explains_itself(embell: Run, command: str) -> None:
     assert done.status == 0
     assert done.out.startswith(f"Usage: embell {command}") or done.out.startswith("Usage: python -m embell")
     assert max(map(len, done.out.splitlines())) <= 100
+    assert "\\b" not in done.out
+    examples = [line for line in done.out.splitlines() if line.startswith(f"  embell {command} ")]
+    assert examples or command == "info" or command == "demo"
 
 
 def test_indexing_again_encodes_nothing_and_a_changed_row_once(embell: Run, corpus: Path, tmp_path: Path) -> None:
@@ -217,6 +220,10 @@ def test_encode_writes_unit_rows_and_their_ids(embell: Run, corpus: Path, tmp_pa
         embell("index", corpus, "--to", tmp_path / "b.embell", "--vectors", tmp_path / "broken.npy").fails(
             1, "broken.npy", message, "corpus.jsonl:"
         )
+    gaps = write_jsonl(tmp_path / "gaps.jsonl", [{"id": "blank", "text": ""}, *topic_rows()])
+    done = embell("index", gaps, "--to", tmp_path / "gaps.embell", "--vectors", tmp_path / "v.npy", "--model", "embell-mini")
+    assert "12 stored" in done.out
+    assert embell("search", tmp_path / "gaps.embell", "The cat sleeps on the warm sofa.", "--json").lines[0]["id"] == "cats-0"
     np.save(tmp_path / "short.npy", vectors[:7])
     embell("index", corpus, "--to", tmp_path / "s.embell", "--vectors", tmp_path / "short.npy").fails(
         1, "has 7 rows", "the source 12"
@@ -295,7 +302,7 @@ def test_bad_input_gets_one_line(embell: Run, collection: Path, corpus: Path, tm
     embell("index", corpus, "--to", collection, "--poling", "mean").fails(2, "--poling", "--pooling")
     embell("index", corpus, "--to", target, "--index", "exakt").fails(2, "exakt", "faiss:FACTORY")
     embell("dedup", corpus, "--threshold", "1.5").fails(2, "threshold")
-    embell("serch", collection).fails(2, "serch")
+    embell("serch", collection).fails(2, "serch", "search")
     embell("similar", collection, "nobody").fails(1, "'nobody'")
     embell("index", corpus, "--to", collection, "--chunk", "50").fails(1, "whole documents")
 
@@ -342,6 +349,7 @@ def test_pruning_waits_for_the_whole_source(embell: Run, tmp_path: Path) -> None
 def test_outputs_are_checked_first_and_links_followed(embell: Run, corpus: Path, tmp_path: Path) -> None:
     embell("dedup", corpus, "--output", tmp_path / "no" / "x.jsonl").fails(2, "--output", "no directory")
     embell("dedup", corpus, "--output", tmp_path / "x.jsonl", "--removed", tmp_path / "x.jsonl").fails(2, "two files")
+    embell("dedup", corpus, "--output", corpus).fails(2, "overwritten")
     (tmp_path / "real.jsonl").write_text("old")
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "real.jsonl")
     done = embell("dedup", corpus, "--output", tmp_path / "link.jsonl", "--removed", "/dev/null")
