@@ -63,15 +63,13 @@ class ModelOptions:
             return None
         from pathlib import Path
 
-        from embell.engine.encoder import EMBEDDED_NAME, Encoder
+        from embell.engine.encoder import Encoder
         from embell.engine.manifest import Manifest
 
         spec = Manifest.read(Path(path)).encoder
         if spec is None:
             return None
-        settings = {name: getattr(spec, name) for name in SETTINGS} | self.settings
-        model = None if spec.backbone == EMBEDDED_NAME else spec.backbone
-        return Encoder.load(model, revision=spec.revision, device=self.device, dtype=self.dtype, threads=self.threads, **settings)
+        return Encoder.from_spec(spec, device=self.device, dtype=self.dtype, threads=self.threads, **self.settings)
 
 
 SETTINGS = ("start_layer", "pooling", "query_prompt", "document_prompt", "max_length")

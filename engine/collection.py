@@ -144,17 +144,9 @@ class Collection:
                 raise CollectionError(
                     f"{self.path}: its vectors were given, so text queries need the model they came from: --model"
                 )
-            from embell.engine.encoder import EMBEDDED_NAME, Encoder
+            from embell.engine.encoder import Encoder
 
-            loaded = Encoder.load(
-                None if spec.backbone == EMBEDDED_NAME else spec.backbone,
-                revision=spec.revision,
-                start_layer=spec.start_layer,
-                pooling=spec.pooling,
-                query_prompt=spec.query_prompt,
-                document_prompt=spec.document_prompt,
-                max_length=spec.max_length,
-            )
+            loaded = Encoder.from_spec(spec)
             _check_encoder(self.path, self._manifest, loaded)
             self._encoder = loaded
         return self._encoder

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -137,14 +137,23 @@ class Encoder:
         )
         return cls(network, tokenizer, spec, batch_tokens or (65_536 if target.type == "cuda" else 4096))
 
+    @classmethod
+    def from_spec(cls, spec: EncoderSpec, **options: Any) -> Encoder:
+        """Load the encoder that a spec describes, as a collection recorded it; `options` of `load` override it.
+
+        Raises what `load` raises. Whether the weights are still the same is for the caller to compare.
+        """
+        model = None if spec.backbone == EMBEDDED_NAME else spec.backbone
+        settings = {f.name: getattr(spec, f.name) for f in fields(ModelSettings)}
+        return cls.load(model, **{"revision": spec.revision, **settings, **options})
+
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write model, tokenizer and `embell.json`; `Encoder.load(directory)` gives the same vectors."""
         target = Path(directory)
         target.mkdir(parents=True, exist_ok=True)
         self._model.save_pretrained(target)
         self._tokenizer.save_pretrained(target)
-        names = ("start_layer", "pooling", "query_prompt", "document_prompt", "max_length")
-        ModelSettings(**{name: getattr(self.spec, name) for name in names}).write(target)
+        ModelSettings(**{f.name: getattr(self.spec, f.name) for f in fields(ModelSettings)}).write(target)
 
     def encode(
         self,
@@ -357,7 +366,7 @@ def _load_model(directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, P
 
     if not any(directory.glob("*.safetensors")):
         raise EncoderError(f"{directory}: no safetensors weights; convert the model first (pickled weights are never loaded)")
-    with _quiet_transformers():
+    with _without_bars():
         try:
             config = AutoConfig.from_pretrained(directory)
             tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -387,11 +396,18 @@ def _load_model(directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, P
     return model.eval(), tokenizer
 
 
-def _quiet_transformers() -> AbstractContextManager[None]:
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Loading shows no progress bars of transformers; the caller's setting is put back."""
     from transformers.utils import logging
 
+    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    return nullcontext()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _device(device: str | None) -> torch.device:

@@ -247,3 +247,21 @@ def test_the_embedded_model_knows_what_texts_are_about(mini: Encoder) -> None:
     documents = mini.encode(["The cat sleeps on the sofa.", "Shares fell on the stock market.", "Bake the bread for an hour."])
     queries = mini.encode(["a tired kitten", "economic news", "cooking instructions"], "query")
     assert (queries @ documents.T).argmax(axis=1).tolist() == [0, 1, 2]
+
+
+def test_loading_leaves_the_progress_bars_of_transformers_as_they_were(directory: dict[str, Path]) -> None:
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    Encoder.load(directory["llama"])
+    assert logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    Encoder.load(directory["llama"])
+    assert not logging.is_progress_bar_enabled()
+
+
+def test_a_spec_leads_back_to_its_encoder(directory: dict[str, Path]) -> None:
+    encoder = Encoder.load(directory["mistral"], start_layer=1, pooling="last", query_prompt="q: {text}", dtype="float32")
+    again = Encoder.from_spec(encoder.spec, dtype="float32")
+    assert again.spec == encoder.spec
+    np.testing.assert_array_equal(again.encode(TEXTS, "query"), encoder.encode(TEXTS, "query"))
