@@ -24,6 +24,18 @@ class EncoderError(EmbellError):
     """A model cannot serve as an encoder, or not in the way that was asked."""
 
 
+class TextError(EncoderError):
+    """Some of the texts given cannot be encoded.
+
+    `positions` are theirs, from 0, in the order given; `reason` says what is wrong with the first, without naming it.
+    """
+
+    def __init__(self, positions: list[int], reason: str) -> None:
+        super().__init__(f"text {positions[0] + 1} {reason}")
+        self.positions = positions
+        self.reason = reason
+
+
 class CollectionError(EmbellError):
     """A collection is missing, damaged, locked, or does not fit what is asked of it."""
 

@@ -89,6 +89,21 @@ def attention_modules(model: nn.Module) -> dict[int, nn.Module]:
     return found
 
 
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The decoder layers in order.
+
+    Raises EncoderError if they cannot be told.
+    """
+    count = int(_text_config(model).num_hidden_layers)
+    inside = attention_modules(model)
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count and len(inside) == count:
+            layers = list(module)
+            if all(any(part is inside[index] for part in layer.modules()) for index, layer in enumerate(layers)):
+                return layers
+    raise EncoderError(f"the layers of this {getattr(model.config, 'model_type', '')} model cannot be told from outside")
+
+
 def resolve_start(start: int | None, layers: int) -> int:
     """The first bidirectional layer as a number from 0 to `layers`; `layers` means none.
 
@@ -162,6 +177,32 @@ def forward(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, 
 
 
 @torch.no_grad()
+def looks_ahead(model: nn.Module) -> list[bool]:
+    """For each layer of a model as it is, whether its output at a token depends on later tokens through that layer.
+
+    Only the first layer that looks ahead can be told for certain: after it all states depend on later tokens.
+
+    Raises EncoderError if the layers look in another direction with padding than without.
+    """
+    first, second = _differing(model)
+    device, last = next(model.parameters()).device, first.shape[1] - 2
+    pad = getattr(_text_config(model), "pad_token_id", None) or 0
+    found = []
+    for padding in (0, 2):
+        states = []
+        for pair in ((first, second), (second, first)):  # see `probe`
+            ids = torch.nn.functional.pad(torch.cat(pair), (0, padding), value=pad)
+            mask = torch.nn.functional.pad(torch.ones_like(torch.cat(pair)), (0, padding))
+            with _evaluating(model):
+                output = model(input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True)
+            states.append([hidden[0, last] for hidden in output.hidden_states[1:]])
+        found.append([not torch.equal(one, other) for one, other in zip(*states, strict=True)])
+    if found[0] != found[1]:
+        raise EncoderError("probe failed: this model looks in one direction with padding and in another without")
+    return found[0]
+
+
+@torch.no_grad()
 def probe(model: nn.Module, start: int) -> None:
     """Check that the loaded model really looks the way `start` says.
 
@@ -171,13 +212,10 @@ def probe(model: nn.Module, start: int) -> None:
 
     Raises EncoderError if a layer looks in another direction than it should.
     """
-    layers, vocabulary = int(_text_config(model).num_hidden_layers), int(_text_config(model).vocab_size)
-    length = 6
-    generator = torch.Generator().manual_seed(0)
+    layers = int(_text_config(model).num_hidden_layers)
     device = next(model.parameters()).device
-    first = torch.randint(0, vocabulary, (1, length), generator=generator)
-    second = first.clone()
-    second[0, -1] = (first[0, -1] + vocabulary // 2) % vocabulary
+    first, second = _differing(model)
+    length = first.shape[1]
 
     for padded in (False, True):
         states = []
@@ -204,6 +242,15 @@ def probe(model: nn.Module, start: int) -> None:
                     f"probe failed: layer {layer} of {layers} {wrong} {'on padded batches' if padded else 'without padding'}, "
                     f"but the start layer is {start}; this transformers version or attention kernel is not supported"
                 )
+
+
+def _differing(model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Two random texts of six tokens, `(1, 6)` each, that differ in their last token only."""
+    vocabulary = int(_text_config(model).vocab_size)
+    first = torch.randint(0, vocabulary, (1, 6), generator=torch.Generator().manual_seed(0))
+    second = first.clone()
+    second[0, -1] = (first[0, -1] + vocabulary // 2) % vocabulary
+    return first, second
 
 
 def _text_config(model: nn.Module) -> Any:

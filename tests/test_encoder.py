@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from embell import Encoder, EncoderError
 from embell.engine import bellm
-from embell.engine.encoder import EMBEDDED_MODEL, EncodeReport, batches_by_length, pool
+from embell.engine.backbone import EMBEDDED_MODEL
+from embell.engine.encoder import EncodeReport, batches_by_length
+from embell.engine.pooling import pool
 from tiny_models import tiny_encoder_directory
 
 FAMILIES = ("llama", "qwen3", "mistral", "gpt2")
@@ -120,8 +122,9 @@ def test_a_long_text_is_cut_and_the_prompt_around_it_is_not(directory: dict[str,
     vector = encoder.encode([long, "short"], report=report)[0]
     assert report.truncated == 1
     tail = encoder.tokenizer(' is:"', add_special_tokens=False)["input_ids"]
-    ids, cut = encoder._tokenize([long, "short"], "document")
-    assert cut == [0]
+    tokenised = encoder.tokens([long, "short"], "document")
+    ids = [row.ids for row in tokenised.rows]
+    assert tokenised.long == [0]
     assert len(ids[0]) <= 60
     assert ids[0][-len(tail) + 1 :] == tail[1:]  # the first may have merged with the text before it
     kept = encoder.tokenizer.decode(ids[0]).split("sentence ")[1].split(' is:"')[0]
@@ -190,7 +193,7 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(directory: dict[str, Path]
     with pytest.raises(EncoderError, match=r"weights lack .*q_proj"):
         Encoder.load(lacking)
     for options, message in (
-        ({"pooling": "max"}, "unknown pooling"),
+        ({"pooling": "maxi"}, "unknown pooling 'maxi', did you mean 'max'"),
         ({"start_layer": 4}, "outside the model"),
         ({"query_prompt": "no place"}, "exactly once"),
         ({"dtype": "int3"}, "unknown dtype"),
@@ -238,7 +241,7 @@ def test_the_embedded_model_is_small_and_bidirectional() -> None:
     assert sum(path.stat().st_size for path in files) <= 36_000_000
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl")]
     encoder = Encoder.load()
-    assert sum(parameter.numel() for parameter in encoder._model.parameters()) <= 20_000_000
+    assert sum(parameter.numel() for parameter in encoder.network.parameters()) <= 20_000_000
     assert (encoder.spec.start_layer, encoder.spec.layers, encoder.dim, encoder.spec.pooling) == (5, 6, 384, "mean")
     assert json.loads((EMBEDDED_MODEL / "config.json").read_text())["model_type"] == "llama"
 
