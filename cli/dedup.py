@@ -117,7 +117,7 @@ def _temporary(
             yield replace(document, metadata={})
 
     with progress("Encoding") as step:
-        done = collection.add(bare(), progress=step)
+        done = collection.add(bare(), progress=step, on_warning=note)
     if report.empty:
         note(f"without text, so not compared but kept: {counted(report.empty, 'row')}, the first is {report.first_empty}")
     if report.rejected:
@@ -125,6 +125,10 @@ def _temporary(
     if done.truncated:
         note(
             f"{counted(done.truncated, 'document')} longer than {collection.encoder.spec.max_length} tokens: compared by the beginning"
+        )
+    if done.chunked:
+        note(
+            f"{counted(done.chunked, 'document')} longer than {collection.encoder.spec.max_length} tokens: compared by the mean of their pieces"
         )
     return collection
 

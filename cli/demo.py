@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embell.cli.console import counted, print_hits, progress, snippet, waiting
+from embell.cli.console import counted, note, print_hits, progress, snippet, waiting
 from embell.cli.options import ModelOptions, model_options
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def demo(target: str | None, model: ModelOptions) -> None:
     began = time.monotonic()
     collection = Collection.create(target, encoder, exist_ok=True)
     with progress("Encoding") as step:
-        done = collection.add(documents, prune=True, progress=step, on_wait=waiting)
+        done = collection.add(documents, prune=True, progress=step, on_wait=waiting, on_warning=note)
     seconds = time.monotonic() - began
     click.echo(
         f"{done.encoded:,} encoded, {done.unchanged:,} known from an earlier run, in {seconds:.1f} s, with {encoder.spec.backbone}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -44,8 +45,9 @@ def encode(
 
     import numpy as np
 
-    from embell.engine.encoder import EncodeReport
-    from embell.errors import CorpusError
+    from embell.engine.encoder import WINDOW, EncodeReport
+    from embell.engine.language import LanguageSample
+    from embell.errors import CorpusError, TextError
     from embell.indexers.corpora import CorpusReport, read_corpus
 
     if not output.endswith(".npy"):
@@ -53,6 +55,10 @@ def encode(
     report, counts = CorpusReport(), EncodeReport()
     check_outputs(output=output, ids=ids_file)
     encoder = model.load()
+    if corpus.keep_going and encoder.spec.on_long == "error":
+        raise click.UsageError("--on-long error stops at the first text that is too long; leave out --keep-going, or cut texts")
+    languages = LanguageSample(encoder.spec.languages)
+    places: deque[str] = deque(maxlen=WINDOW)  # of the texts that are being encoded
     began = time.monotonic()
     header = {"descr": "<f4", "fortran_order": False}
     with ExitStack() as stack:
@@ -64,13 +70,18 @@ def encode(
             for document in read_corpus(sources, corpus, report):
                 if names is not None:
                     names.write(document.id.replace("\n", " ") + "\n")
+                languages.see(document.text)
+                places.append(document.place or f"document {document.id!r}")
                 yield document.text
 
         # The number of rows stands in the header and is known last; the header's length does not change.
         np.lib.format.write_array_header_1_0(file, {**header, "shape": (0, encoder.dim)})
         length = file.tell()
-        for block in encoder.encode_stream(texts(), kind, report=counts, progress=step):  # type: ignore[arg-type]
-            file.write(block.astype("<f4", copy=False).tobytes())
+        try:
+            for block in encoder.encode_stream(texts(), kind, report=counts, progress=step):  # type: ignore[arg-type]
+                file.write(block.astype("<f4", copy=False).tobytes())
+        except TextError as error:
+            raise CorpusError(f"{places[error.positions[0] - counts.texts]}: {error.reason}") from error
         if not counts.texts:
             raise CorpusError(f"{', '.join(sources)}: no text to encode")
         file.seek(0)
@@ -85,10 +96,14 @@ def encode(
         note(f"{counted(report.rejected, 'row')} rejected, the first: {report.first_rejected}")
     if counts.truncated:
         note(f"{counted(counts.truncated, 'document')} cut at {encoder.spec.max_length} tokens")
+    if counts.chunked:
+        note(f"{counted(counts.chunked, 'document')} longer than {encoder.spec.max_length} tokens: encoded in pieces, averaged")
+    if warning := languages.warning():
+        note(warning)
     if as_json:
         write_json(
             {"documents": counts.texts, "tokens": counts.tokens, "dim": encoder.dim, "empty": report.empty,
-             "rejected": report.rejected, "truncated": counts.truncated, "seconds": round(seconds, 3)}
+             "rejected": report.rejected, "truncated": counts.truncated, "chunked": counts.chunked, "seconds": round(seconds, 3)}
         )  # fmt: skip
     else:
         click.echo(f"{counted(counts.texts, 'document')} in {output}, {encoder.dim} wide ({seconds:.1f} s)")

@@ -124,6 +124,7 @@ def index(
                 commit_rows=commit_rows,
                 progress=step,
                 on_wait=waiting,
+                on_warning=note,
                 on_reject=left_out if corpus.keep_going else None,
             )
     if prune and report.rejected:
@@ -176,12 +177,16 @@ def _tell(done: Any, report: Any, collection: Collection, target: str, as_json: 
         note(
             f"{counted(done.truncated, 'chunk' if chunked else 'document')} longer than {longest} tokens: the end is not indexed{hint}"
         )
+    if done.chunked:
+        note(
+            f"{counted(done.chunked, 'document')} longer than {collection.encoder.spec.max_length} tokens: encoded in pieces, averaged"
+        )
     if as_json:
         write_json(
             {
                 "documents": done.documents, "encoded": done.encoded, "updated": done.updated, "unchanged": done.unchanged,
                 "missing": done.missing, "pruned": done.pruned, "empty": report.empty, "rejected": report.rejected,
-                "truncated": done.truncated, "rows": len(collection), "seconds": round(done.seconds, 3),
+                "truncated": done.truncated, "chunked": done.chunked, "rows": len(collection), "seconds": round(done.seconds, 3),
             }
         )  # fmt: skip
         return

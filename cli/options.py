@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from embell.cli.console import note
 
 if TYPE_CHECKING:
     from embell.engine import Encoder
@@ -28,12 +31,51 @@ class StartLayer(click.ParamType[Any]):
             self.fail(f"{value!r} is not a layer number; use 0, 1, …, a negative number from the end, or none", param, ctx)
 
 
+class LayerRange(click.ParamType[Any]):
+    """FIRST:END, as token prepending takes it, or `none`."""
+
+    name = "FIRST:END"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int] | None:
+        if value is None or value == "none":
+            return None
+        try:
+            first, end = value.split(":")
+            return int(first), int(end)
+        except ValueError:
+            self.fail(f"{value!r} is not a range of layers; write FIRST:END, such as 1:7, or none", param, ctx)
+
+
+class Pooling(click.ParamType[Any]):
+    """A pooling, or several joined by `+`."""
+
+    name = "POOLING"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from embell.engine.spec import POOLINGS
+
+        for part in value.split("+"):
+            if part not in POOLINGS:
+                near = difflib.get_close_matches(part, POOLINGS, 1)
+                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(POOLINGS)}"
+                self.fail(f"there is no pooling {part!r}; {hint}", param, ctx)
+        return str(value)
+
+
+class Template(click.ParamType[Any]):
+    """A prompt; in the environment it is one, spaces and all."""
+
+    name = "TEMPLATE"
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return [rv]
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """What the command line says of the model; `settings` holds only what was given."""
 
     model: str | None
-    revision: str | None
     settings: dict[str, Any]
     device: str | None
     dtype: str | None
@@ -45,12 +87,13 @@ class ModelOptions:
         return self.model is not None or bool(self.settings)
 
     def load(self) -> Encoder:
-        """Load the encoder. Raises EncoderError if that is not possible."""
+        """Load the encoder, and tell what was assumed. Raises EncoderError if that is not possible."""
         from embell.engine.encoder import Encoder
 
-        return Encoder.load(
-            self.model, revision=self.revision, device=self.device, dtype=self.dtype, threads=self.threads, **self.settings
-        )
+        encoder = Encoder.load(self.model, device=self.device, dtype=self.dtype, threads=self.threads, **self.settings)
+        for line in encoder.notes:
+            note(line)
+        return encoder
 
     def for_collection(self, path: str) -> Encoder | None:
         """The encoder for a collection: the model that is named, else the collection's own with the settings given.
@@ -72,47 +115,85 @@ class ModelOptions:
         return Encoder.from_spec(spec, device=self.device, dtype=self.dtype, threads=self.threads, **self.settings)
 
 
-SETTINGS = ("start_layer", "pooling", "query_prompt", "document_prompt", "max_length")
+SETTINGS = (
+    "revision", "preset", "adapter", "merge_adapter", "start_layer", "layers", "pooling", "pooled_tokens", "query_prompt",
+    "document_prompt", "cleanup", "token_prepending", "max_length", "on_long", "dim",
+)  # fmt: skip
 
 
 def model_options(command: F) -> F:
     """Add the options of the encoder; the command receives `model: ModelOptions`."""
 
     def wrapped(
-        *args: Any,
-        model: str | None,
-        revision: str | None,
-        device: str | None,
-        dtype: str | None,
-        threads: int | None,
-        **kwargs: Any,
-    ) -> Any:
+        *args: Any, model: str | None, device: str | None, dtype: str | None, threads: int | None, **kwargs: Any
+    ) -> Any:  # fmt: skip
         context = click.get_current_context()
         settings = {}
         for name in SETTINGS:
             value = kwargs.pop(name)
             # `none` is a start layer too, so a missing option is told by its source, not by its value
             if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-                settings[name] = value
-        return command(*args, model=ModelOptions(model, revision, settings, device, dtype, threads), **kwargs)
+                settings[name] = value[0] if isinstance(value, tuple) and name.endswith("_prompt") and len(value) == 1 else value
+        return command(*args, model=ModelOptions(model, settings, device, dtype, threads), **kwargs)
 
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
     wrapped.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     options = [
         click.option("--model", metavar="DIR|ID", help="Model directory or hub id.  [default: embell-mini, the embedded model]"),
         click.option("--revision", help="Revision of a hub model."),
+        click.option("--adapter", metavar="DIR|ID", help="LoRA adapter to put over the model."),
+        click.option("--merge-adapter", is_flag=True, help="Add the adapter to the weights: quicker, rounds a little."),
+        click.option(
+            "--preset",
+            metavar="NAME",
+            help="Settings of a known method: bellm, prompteol, summarize, knowledge, cot, metaeol, echo.",
+        ),
         click.option(
             "--start-layer", type=StartLayer(), help="First bidirectional layer: 0, 1, …, from the end with a minus, or none."
         ),
-        click.option("--pooling", type=click.Choice(["mean", "last"]), help="How token states become one vector."),
-        click.option("--query-prompt", metavar="TEMPLATE", help="Prompt for questions, with {text} in it."),
-        click.option("--document-prompt", metavar="TEMPLATE", help="Prompt for documents, with {text} in it."),
-        click.option("--max-length", type=click.IntRange(1), help="Longest text in tokens; the rest is cut and counted."),
+        click.option(
+            "--layers", metavar="N", type=click.IntRange(1), help="Keep the first N layers: quicker, see embell layers."
+        ),
+        click.option(
+            "--pooling",
+            type=Pooling(),
+            help="How token states become one vector: mean, last, cls, max, weighted-mean, mean-sqrt-length; several with +.",
+        ),
+        click.option(
+            "--pooled-tokens", type=click.Choice(["all", "text"]), help="Which tokens are pooled: all, or the text's own."
+        ),
+        click.option(
+            "--query-prompt",
+            type=Template(),
+            multiple=True,
+            help="Prompt for questions, with {text} in it; several are averaged.",
+        ),
+        click.option(
+            "--document-prompt",
+            type=Template(),
+            multiple=True,
+            help="Prompt for documents, with {text} in it; several are averaged.",
+        ),
+        click.option(
+            "--cleanup",
+            type=click.Choice(["none", "period", "period-quotes"]),
+            help="End each text with a full stop, for prompts.",
+        ),
+        click.option(
+            "--token-prepending", type=LayerRange(), help="Layers in which <PST> in the prompt takes the last token's state."
+        ),
+        click.option("--dim", metavar="N", type=click.IntRange(1), help="Keep the first N components of each vector."),
+        click.option("--max-length", metavar="N", type=click.IntRange(1), help="Longest text in tokens, prompt included."),
+        click.option(
+            "--on-long",
+            type=click.Choice(["truncate", "chunk", "error"]),
+            help="A longer text is cut and counted, encoded in pieces that are averaged, or refused.  [default: truncate]",
+        ),
         click.option("--device", help="cpu, cuda, cuda:1, …  [default: a GPU if there is one]"),
         click.option(
             "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: bf16 where the hardware has it]"
         ),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads."),
+        click.option("--threads", metavar="N", type=click.IntRange(1), help="CPU threads."),
     ]
     for option in reversed(options):
         wrapped = option(wrapped)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embell.cli.console import note, print_hits, write_json
+from embell.cli.console import counted, note, print_hits, write_json
 from embell.cli.options import ModelOptions, json_option, model_options
 
 if TYPE_CHECKING:
@@ -52,11 +52,16 @@ def search(
 
     Manifest.read(Path(directory))  # before torch is loaded: a wrong path is told at once
     from embell.engine.collection import Collection
+    from embell.engine.encoder import EncodeReport
 
     collection = Collection.open(directory, model.for_collection(directory))
 
     def answer(questions: list[str]) -> None:
-        found = collection.search(questions, k, where=where, offset=offset, min_score=min_score, chunks=chunks)
+        counts = EncodeReport()
+        vectors = collection.encoder.encode(questions, "query", report=counts)
+        if counts.truncated:
+            note(f"{counted(counts.truncated, 'question')} cut at {collection.encoder.spec.max_length} tokens")
+        found = collection.search(vectors, k, where=where, offset=offset, min_score=min_score, chunks=chunks)
         for asked, hits in zip(questions, found, strict=True):
             _show(asked, hits, as_json, offset, several=question == "-")
 

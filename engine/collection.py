@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -161,6 +162,7 @@ class Collection:
         progress: Callable[[int], None] | None = None,
         on_wait: Callable[[], None] | None = None,
         on_reject: Callable[[EmbellError, Document], None] | None = None,
+        on_warning: Callable[[str], None] | None = None,
     ) -> AddReport:
         """Bring documents in; only those that are new or whose text changed are encoded.
 
@@ -168,7 +170,8 @@ class Collection:
         call again finishes the job. `prune` deletes what the collection holds and `documents` does not (a
         function is asked once all have been read). Another writer is waited for. `progress` is called with the
         number of documents done since the last call. With `on_reject`, a document that cannot be used is handed
-        to it and left out, instead of stopping.
+        to it and left out, instead of stopping. `on_warning` is told, once, if most documents are in a language
+        that the model was not trained on (default: a Python warning).
 
         Raises CorpusError for an id that stands twice or a field that does not fit its column, after committing
         what came before it; CollectionError for vectors of another width, with NaN, or of length zero.
@@ -178,7 +181,7 @@ class Collection:
         with writer_lock(self.path, on_wait):
             self._reload()
             self._store.repair()
-            report = ingest(self, documents, prune, commit_rows, commit_seconds, progress, on_reject)
+            report = ingest(self, documents, prune, commit_rows, commit_seconds, progress, on_reject, on_warning or warnings.warn)
             self._refresh_index()
         return report
 

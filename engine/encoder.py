@@ -17,6 +17,7 @@ from torch import Tensor
 from embell.engine import backbone, bellm, head, sentence_format, static
 from embell.engine.loading import SETTINGS, Loaded, ModelNames, load_model
 from embell.engine.pooling import pool
+from embell.engine.presets import PRESETS
 from embell.engine.spec import EncoderSpec, Prompt
 from embell.engine.tokens import Kind, TextTokens, TokenRow
 from embell.errors import EncoderError, TextError
@@ -69,6 +70,8 @@ class Encoder:
         self.network = loaded.network
         self.head = loaded.head
         self.tokenizer = loaded.tokenizer
+        self.decoder = loaded.decoder
+        """Whether the layers below the start layer are causal; those of BERT and its kin look both ways by nature."""
         self.notes = loaded.notes
         """What a user should know of how the model was loaded: what was assumed, because no file says it."""
         self._batch_tokens = batch_tokens
@@ -151,8 +154,10 @@ class Encoder:
         """
         model = None if spec.backbone == backbone.EMBEDDED_NAME else spec.backbone
         settings = {name: getattr(spec, name) for name in SETTINGS}
-        if not spec.layers:
+        if not spec.layers:  # a static model
             del settings["layers"]
+        if options.get("preset"):  # what it says, it says instead of the spec
+            settings = {name: value for name, value in settings.items() if name not in PRESETS.get(options["preset"], {})}
         recorded = {"revision": spec.revision, "adapter": spec.adapter, "adapter_revision": spec.adapter_revision}
         return cls.load(model, **{**recorded, **settings, **options})
 
@@ -243,7 +248,7 @@ class Encoder:
         rows, owners = tokenised.rows, np.array(tokenised.owners)
 
         def places(which: Iterable[int]) -> list[int]:
-            return (position + np.flatnonzero(np.isin(inverse, list(which)))).tolist()
+            return [position + int(at) for at in np.flatnonzero(np.isin(inverse, list(which)))]
 
         if empty := {owner for row, owner in zip(rows, tokenised.owners, strict=True) if row.end <= row.begin}:
             raise TextError(places(empty), "is empty: it has no tokens to encode")
@@ -297,18 +302,21 @@ class Encoder:
 
     def vectors(self, batch: Batch) -> Tensor:
         """The float32 vectors `(n, width)` of a batch's rows, as the head leaves them; gradients flow."""
-        states = self._states(batch)
+        states = self.forward(batch).last_hidden_state
         # Weights by place count from the text's first token, whatever is left out of the pooling.
-        pooled = pool(states, batch.pooled, self.spec.pooling, batch.real.long().argmax(dim=1))
+        return self.after_pooling(pool(states, batch.pooled, self.spec.pooling, batch.real.long().argmax(dim=1)))
+
+    def after_pooling(self, pooled: Tensor) -> Tensor:
+        """What the head makes of pooled states, float32."""
         if len(self.head):
             weight = next(self.head.parameters(), None)
             pooled = self.head(pooled if weight is None else pooled.to(weight.dtype)).float()
         return pooled
 
-    def _states(self, batch: Batch) -> Tensor:
-        states: Tensor
-        if not self._loaded.decoder:
-            return self.network(input_ids=batch.input_ids, attention_mask=batch.real.long()).last_hidden_state  # type: ignore[no-any-return]
+    def forward(self, batch: Batch, **options: Any) -> Any:
+        """What the network returns for a batch; `options` are those of its own forward, such as output_hidden_states."""
+        if not self.decoder:
+            return self.network(input_ids=batch.input_ids, attention_mask=batch.real.long(), **options)
         attention = None if bool(batch.real.all()) else batch.real.long()
         around = (
             nullcontext()
@@ -316,8 +324,7 @@ class Encoder:
             else self._loaded.prepending.at(batch.placeholder, batch.real.sum(dim=1) - 1)
         )
         with around:
-            states = bellm.forward(self.network, batch.input_ids, attention).last_hidden_state
-        return states
+            return bellm.forward(self.network, batch.input_ids, attention, **options)
 
 
 def batches_by_length(lengths: Sequence[int], budget: int) -> list[np.ndarray]:

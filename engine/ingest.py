@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embell.document import Document
+from embell.engine.language import LanguageSample
 from embell.engine.seen import Places, SeenIds
-from embell.errors import CollectionError, CorpusError, EmbellError
+from embell.errors import CollectionError, CorpusError, EmbellError, TextError
 from embell.indexers.columns import MetadataTypes
 from embell.indexers.store import KnownDocuments, StoredRow, hash64, metadata_hash
 
@@ -43,6 +44,7 @@ class AddReport:
     missing: int = 0
     pruned: int = 0
     truncated: int = 0
+    chunked: int = 0
     rows: int = 0
     seconds: float = 0.0
 
@@ -58,11 +60,21 @@ class _Pending:
     known: bool
 
 
+_Piece = tuple[_Pending, str, str, int, int]
+"""A document or a chunk of it: its row's id and text, and where it begins and ends in the document."""
+
+
 class _Writer:
     """The state of one `ingest`."""
 
     def __init__(
-        self, collection: Collection, commit_rows: int, commit_seconds: float, progress: Callable[[int], None] | None
+        self,
+        collection: Collection,
+        commit_rows: int,
+        commit_seconds: float,
+        progress: Callable[[int], None] | None,
+        on_reject: Callable[[EmbellError, Document], None] | None,
+        on_warning: Callable[[str], None],
     ) -> None:
         self.collection = collection
         self.store = collection.store
@@ -70,6 +82,11 @@ class _Writer:
         self.commit_rows = commit_rows
         self.commit_seconds = commit_seconds
         self.progress = progress
+        self.on_reject = on_reject
+        self.on_warning = on_warning
+        encoder = self.manifest.encoder
+        languages = () if encoder is None or self.manifest.own_vectors else encoder.languages
+        self.sample: LanguageSample | None = LanguageSample(languages) if languages else None
         self.report = AddReport()
         self.types = MetadataTypes(self.store.metadata_types)
         self.next_key = max(self.manifest.next_key, self.store.largest_key() + 1)
@@ -87,12 +104,22 @@ class _Writer:
 
     def take(self, pending: _Pending) -> None:
         self.pending.append(pending)
+        if self.sample is not None:
+            self.sample.see(pending.document.text)
         if len(self.pending) >= self.window:
             self.encode()
+
+    def heed_language(self) -> None:
+        """Warn, once, if most texts are in a language that the model does not know."""
+        if self.sample is not None and (warning := self.sample.warning()):
+            self.on_warning(warning)
+            self.sample = None
 
     def encode(self) -> None:
         """Encode what is pending; commit if enough has come together."""
         pending, self.pending = self.pending, []
+        if self.report.encoded == 0 and len(pending) == self.window:  # early, so that a long job can be stopped
+            self.heed_language()
         began = time.monotonic()
         if pending and self.manifest.own_vectors:
             for item in pending:
@@ -111,7 +138,7 @@ class _Writer:
     def _encode_texts(self, pending: list[_Pending]) -> None:
         from embell.engine.encoder import EncodeReport
 
-        pieces: list[tuple[_Pending, str, str, int, int]] = []
+        pieces: list[_Piece] = []
         for item in pending:
             document = item.document
             if self.chunker is None:
@@ -130,10 +157,29 @@ class _Writer:
             self._step(int(told))
             told -= int(told)
 
-        vectors = self.collection.encoder.encode([text for _, _, text, _, _ in pieces], report=counts, progress=step)
+        while True:
+            try:
+                vectors = self.collection.encoder.encode([text for _, _, text, _, _ in pieces], report=counts, progress=step)
+                break
+            except TextError as error:
+                pieces = self._without(pieces, error)
         self.report.truncated += counts.truncated
+        self.report.chunked += counts.chunked
         for (item, name, text, start, end), vector in zip(pieces, vectors, strict=True):
             self._row(item, name, text, vector, start, end)
+
+    def _without(self, pieces: list[_Piece], error: TextError) -> list[_Piece]:
+        """The pieces without the documents that cannot be encoded; raises unless those may be left out."""
+        refused = {id(pieces[at][0]): pieces[at][0] for at in error.positions}
+        for item in refused.values():
+            named = CorpusError(f"{item.document.place or f'document {item.document.id!r}'}: {error.reason}")
+            if self.on_reject is None:
+                raise named from error
+            self.on_reject(named, item.document)
+            self.report.documents -= 1
+            self.report.encoded -= 1
+            item.known = False  # what the collection holds of it stays
+        return [piece for piece in pieces if id(piece[0]) not in refused]
 
     def _row(self, item: _Pending, name: str, text: str, vector: Array, start: int = 0, end: int = 0) -> None:
         if not np.isfinite(vector).all() or not vector.any():
@@ -202,10 +248,11 @@ def ingest(
     commit_seconds: float,
     progress: Callable[[int], None] | None,
     on_reject: Callable[[EmbellError, Document], None] | None,
+    on_warning: Callable[[str], None],
 ) -> AddReport:
     """Bring documents in; the caller holds the writer lock. See `Collection.add`."""
     began = time.monotonic()
-    writer = _Writer(collection, commit_rows, commit_seconds, progress)
+    writer = _Writer(collection, commit_rows, commit_seconds, progress, on_reject, on_warning)
     known = collection.store.known_documents()
     present = np.zeros(len(known.id_hash), bool)
     seen, places = SeenIds(), Places()
@@ -234,6 +281,7 @@ def ingest(
         writer.commit()
     if failure is not None:
         raise failure
+    writer.heed_language()
     report = writer.report
     report.missing = int((~present).sum())
     if report.missing and (prune() if callable(prune) else prune):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 SAMPLED = 200
 """The most texts that are kept."""
@@ -21,19 +22,17 @@ NO_LANGUAGE = "zxx"
 """The classifier's label for text in no language: keys, checksums, formulas."""
 
 ALIASES = {"fil": "tl", "in": "id", "iw": "he", "nb": "no"}
-NAMES = dict(
-    pair.split("=")
-    for pair in (
-        "af=Afrikaans am=Amharic ar=Arabic az=Azerbaijani be=Belarusian bg=Bulgarian bn=Bengali bs=Bosnian ca=Catalan cs=Czech "
-        "cy=Welsh da=Danish de=German el=Greek en=English eo=Esperanto es=Spanish et=Estonian eu=Basque fa=Persian fi=Finnish "
-        "fr=French ga=Irish gl=Galician gu=Gujarati ha=Hausa he=Hebrew hi=Hindi hr=Croatian hu=Hungarian hy=Armenian "
-        "id=Indonesian is=Icelandic it=Italian ja=Japanese ka=Georgian kk=Kazakh km=Khmer kn=Kannada ko=Korean la=Latin "
-        "lt=Lithuanian lv=Latvian mk=Macedonian ml=Malayalam mn=Mongolian mr=Marathi ms=Malay my=Burmese ne=Nepali nl=Dutch "
-        "no=Norwegian pa=Punjabi pl=Polish ps=Pashto pt=Portuguese ro=Romanian ru=Russian si=Sinhala sk=Slovak sl=Slovene "
-        "so=Somali sq=Albanian sr=Serbian sv=Swedish sw=Swahili ta=Tamil te=Telugu th=Thai tl=Tagalog tr=Turkish uk=Ukrainian "
-        "ur=Urdu uz=Uzbek vi=Vietnamese yo=Yoruba zh=Chinese zu=Zulu"
-    ).split()
+_NAMES = (
+    "af=Afrikaans am=Amharic ar=Arabic az=Azerbaijani be=Belarusian bg=Bulgarian bn=Bengali bs=Bosnian ca=Catalan cs=Czech "
+    "cy=Welsh da=Danish de=German el=Greek en=English eo=Esperanto es=Spanish et=Estonian eu=Basque fa=Persian fi=Finnish "
+    "fr=French ga=Irish gl=Galician gu=Gujarati ha=Hausa he=Hebrew hi=Hindi hr=Croatian hu=Hungarian hy=Armenian "
+    "id=Indonesian is=Icelandic it=Italian ja=Japanese ka=Georgian kk=Kazakh km=Khmer kn=Kannada ko=Korean la=Latin "
+    "lt=Lithuanian lv=Latvian mk=Macedonian ml=Malayalam mn=Mongolian mr=Marathi ms=Malay my=Burmese ne=Nepali nl=Dutch "
+    "no=Norwegian pa=Punjabi pl=Polish ps=Pashto pt=Portuguese ro=Romanian ru=Russian si=Sinhala sk=Slovak sl=Slovene "
+    "so=Somali sq=Albanian sr=Serbian sv=Swedish sw=Swahili ta=Tamil te=Telugu th=Thai tl=Tagalog tr=Turkish uk=Ukrainian "
+    "ur=Urdu uz=Uzbek vi=Vietnamese yo=Yoruba zh=Chinese zu=Zulu"
 )
+NAMES = dict(pair.split("=") for pair in _NAMES.split())
 
 
 class LanguageSample:
@@ -84,9 +83,7 @@ def _start(text: str) -> str:
 
 def _foreign(texts: Iterable[str], known: Sequence[str]) -> list[str | None]:
     """For each text that is in a language, the code of that language if it is surely none of the known ones, else None."""
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # loads numpy and is seldom needed
-
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier = _classifier()
     known = [code for code in known if code in identifier.labels]
     if not known:
         return []
@@ -96,8 +93,15 @@ def _foreign(texts: Iterable[str], known: Sequence[str]) -> list[str | None]:
         best = max(likely, key=likely.__getitem__)
         if best != NO_LANGUAGE:
             others = likely[NO_LANGUAGE] + sum(likely[code] for code in known)
-            verdicts.append(best if best not in known and likely[best] > ODDS * others else None)
+            verdicts.append(best if likely[best] > ODDS * others else None)
     return verdicts
+
+
+def _classifier() -> Any:
+    """The classifier, read anew each time: it takes a hundred megabytes, and a run needs it once."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def _listed(codes: Sequence[str]) -> str:

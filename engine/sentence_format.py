@@ -33,6 +33,7 @@ _SWITCHES = {
     "pooling_mode_weightedmean_tokens": "weighted-mean",
     "pooling_mode_lasttoken": "last",
 }
+_AS_USUAL = {"method": "forward", "method_output_name": "last_hidden_state"}
 _HARMLESS = {
     "max_seq_length", "do_lower_case", "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args",
     "config_kwargs", "modality_config", "module_output_name", "transformer_task", "unpad_inputs",
@@ -65,16 +66,19 @@ def read(directory: Path) -> SentenceModel:
     Raises EncoderError for a module or an option that embell does not know, rather than giving other vectors.
     """
     path = directory / MODULES
-    try:
-        modules = orjson.loads(path.read_bytes())
-        kinds = [(module["type"].split(".")[-1], directory / module["path"]) for module in modules]
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise EncoderError(f"{path}: damaged ({error})") from error
+    modules = _modules(directory)
+    foreign = next((name for name, _ in modules if not name.startswith("sentence_transformers.")), None)
+    if foreign is not None:
+        raise EncoderError(f"{path}: {foreign} is code of the model's own, which embell does not run")
+    kinds = [(name.split(".")[-1], folder) for name, folder in modules]
     if not kinds or kinds[0][0] not in ("Transformer", "StaticEmbedding"):
         raise EncoderError(
             f"{path}: begins with {kinds[0][0] if kinds else 'nothing'}; embell reads Transformer and StaticEmbedding"
         )
     static = kinds[0][0] == "StaticEmbedding"
+    poolings = [at for at, (kind, _) in enumerate(kinds) if kind == "Pooling"]
+    if not static and poolings != [1]:
+        raise EncoderError(f"{path}: embell reads one Pooling, right after the Transformer")
     options = {} if static else _transformer(kinds[0][1])
     pooling, pooled, parts, layers, files = "mean", "all", [], [], []
     for kind, folder in kinds[1:]:
@@ -101,9 +105,8 @@ def read(directory: Path) -> SentenceModel:
         elif kind != "Dropout":  # which does nothing outside training
             raise EncoderError(f"{path}: a module of type {kind} is not supported")
     card = read_json(directory / CONFIG) if (directory / CONFIG).is_file() else {}
-    query, document = _prompts(card, directory)
+    query, document, notes = _prompts(card, directory)
     similarity = card.get("similarity_fn_name") or "cosine"
-    notes = []
     if similarity != "cosine" and {"kind": "normalise"} not in parts:
         notes.append(f"this model was made for {similarity} similarity; embell compares by cosine")
     from torch import nn
@@ -142,8 +145,11 @@ def _transformer(folder: Path) -> dict[str, Any]:
             raise EncoderError(f"{path}: {key} is not supported")
     if options.get("transformer_task", "feature-extraction") != "feature-extraction":
         raise EncoderError(f"{path}: made for {options['transformer_task']}, not for encoding")
-    if "message" in options.get("modality_config", {}):
+    ways = options.get("modality_config") or {"text": _AS_USUAL}
+    if "message" in ways:
         raise EncoderError(f"{path}: texts go through a chat template, which is not supported")
+    if ways.get("text") != _AS_USUAL or options.get("module_output_name") not in (None, "token_embeddings"):
+        raise EncoderError(f"{path}: reads {ways.get('text')} of the model, not its last hidden states")
     for key in ("model_args", "model_kwargs", "config_args", "config_kwargs", "tokenizer_args", "processor_kwargs"):
         changing = set(options.get(key) or {}) - {"dtype", "torch_dtype", "attn_implementation", "trust_remote_code"}
         if changing:
@@ -179,16 +185,38 @@ def _dense(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _prompts(card: dict[str, Any], directory: Path) -> tuple[str, str]:
-    """The prompts for queries and documents: as `encode_query` and `encode_document` of that library choose them."""
-    prompts: dict[str, str] = card.get("prompts") or {}
+def _modules(directory: Path) -> list[tuple[str, Path]]:
+    """The type and the folder of each module."""
+    path = directory / MODULES
+    try:
+        return [(str(module["type"]), directory / module["path"]) for module in orjson.loads(path.read_bytes())]
+    except (orjson.JSONDecodeError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise EncoderError(f"{path}: damaged ({error})") from error
+
+
+def _prompts(card: dict[str, Any], directory: Path) -> tuple[str, str, list[str]]:
+    """The prompts for queries and documents, and notes: what `encode_query` and `encode_document` of that library take.
+
+    Neither takes the default prompt, nor those named "passage" or "corpus".
+    """
+    path = directory / CONFIG
+    prompts = card.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str | None) for prompt in prompts.values()):
+        raise EncoderError(f"{path}: prompts must be texts with names")
     default = card.get("default_prompt_name")
-    if default is not None and default not in prompts:
-        raise EncoderError(f"{directory / CONFIG}: the default prompt {default!r} is not among the prompts")
-    usual = prompts.get(default, "") if default is not None else ""
-    query = prompts.get("query", usual)
-    document = next((prompts[name] for name in ("document", "passage", "corpus") if name in prompts), usual)
+    if default is not None and default not in {"query", "document", *prompts}:
+        raise EncoderError(f"{path}: the default prompt {default!r} is not among the prompts")
+    query, document = prompts.get("query") or "", prompts.get("document") or ""
     for prompt in (query, document):
         if "{text}" in prompt:
-            raise EncoderError(f"{directory / CONFIG}: the prompt {prompt!r} contains {{text}}")
-    return query or "", document or ""
+            raise EncoderError(f"{path}: the prompt {prompt!r} contains {{text}}")
+    meant = next(
+        (name for name in ("passage", "corpus", default) if name not in ("query", "document") and prompts.get(name)), None
+    )
+    notes = []
+    if meant is not None and not document:
+        notes.append(
+            f"documents get no prompt, as with encode_document of sentence-transformers; if the model's prompt {meant!r} "
+            f"is meant for them, give document_prompt={prompts[meant] + '{text}'!r}"
+        )
+    return query, document, notes

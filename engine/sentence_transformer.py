@@ -13,8 +13,8 @@ from embell.errors import EncoderError, MissingExtraError
 
 try:
     from sentence_transformers.base.modules import InputModule
-except ImportError:  # the files can be written without it
-    InputModule = object
+except ImportError as error:
+    raise MissingExtraError("sentence-transformers is needed for this: pip install 'sentence-transformers>=6'") from error
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -83,12 +83,7 @@ class EmbellModule(InputModule):  # type: ignore[misc]
 
 
 def wrap(encoder: Encoder) -> SentenceTransformer:
-    """A SentenceTransformer that shares the encoder's network.
+    """A SentenceTransformer that shares the encoder's network."""
+    from sentence_transformers import SentenceTransformer
 
-    Raises MissingExtraError if sentence-transformers is not installed.
-    """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise MissingExtraError("sentence-transformers is needed for this: pip install 'sentence-transformers>=5'") from error
     return SentenceTransformer(modules=[EmbellModule(encoder)], device=str(encoder.device), similarity_fn_name="cosine")

@@ -31,9 +31,6 @@ class StaticNetwork(nn.Module):
     def device(self) -> torch.device:
         return self.table.device
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        return nn.Embedding.from_pretrained(self.table)
-
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
         return SimpleNamespace(last_hidden_state=self.table[input_ids])
 

@@ -298,7 +298,7 @@ def test_bad_input_gets_one_line(embell: Run, collection: Path, corpus: Path, tm
     embell("search", collection, "x", "--where", "yeer > 3").fails(2, "yeer", "year")
     embell("search", collection, "x", "-k", "0").fails(2, "-k")
     embell("search", collection, " ").fails(2, "empty")
-    embell("index", corpus, "--to", collection, "--pooling", "max").fails(2, "'max'", "mean")
+    embell("index", corpus, "--to", collection, "--pooling", "maxi").fails(2, "'maxi'", "did you mean max?")
     embell("index", corpus, "--to", collection, "--poling", "mean").fails(2, "--poling", "--pooling")
     embell("index", corpus, "--to", target, "--index", "exakt").fails(2, "exakt", "faiss:FACTORY")
     embell("dedup", corpus, "--threshold", "1.5").fails(2, "threshold")

@@ -31,7 +31,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
-from embell.engine import bellm
+from embell.engine import bellm, sentence_format
 from embell.engine.spec import ModelSettings
 from embell.errors import EmbellError
 from embell.training import sources
@@ -300,7 +300,8 @@ def export(run: Path) -> Path:
     PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token=PAD, padding_side="right", model_max_length=512, clean_up_tokenization_spaces=False
     ).save_pretrained(directory)
-    ModelSettings(start_layer=recipe.start_layer, pooling="mean", max_length=512).write(directory)
+    ModelSettings(start_layer=recipe.start_layer, pooling="mean", max_length=512, languages=("en",)).write(directory)
+    sentence_format.write(directory)
     return directory
 
 
