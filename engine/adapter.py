@@ -30,8 +30,8 @@ def base_of(directory: Path) -> str | None:
 class Adapter:
     """An adapter that is at work inside a model."""
 
-    def __init__(self, model: nn.Module, directory: Path, layers: int) -> None:
-        """Put the adapter of `directory` into `model`, of which `layers` layers are kept.
+    def __init__(self, model: nn.Module, directory: Path, left_out: range) -> None:
+        """Put the adapter of `directory` into `model`, without its part for the layers that are `left_out`.
 
         Raises EncoderError if it is not LoRA, if a weight is missing, unknown, or of another shape.
         """
@@ -54,7 +54,7 @@ class Adapter:
         self._config = config
         expected = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
         given = {_short(name, expected): tensor for name, tensor in stored.items()}
-        given = {name: tensor for name, tensor in given.items() if name in expected or _layer(name) < layers}
+        given = {name: tensor for name, tensor in given.items() if name in expected or _layer(name) not in left_out}
         back = {_short(name, expected): name for name in stored}
         where = directory / WEIGHTS
         if lost := sorted(set(expected) - set(given)):

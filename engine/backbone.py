@@ -78,8 +78,10 @@ def fingerprint(directory: Path, *others: Path) -> str:
     return digest.hexdigest()
 
 
-def load_network(directory: Path, dtype: torch.dtype, layers: int | None) -> PreTrainedModel:
+def load_network(directory: Path, dtype: torch.dtype, layers: int | None) -> tuple[PreTrainedModel, int]:
     """The transformer without a head, weights from safetensors only; with `layers`, the first of its layers alone.
+
+    Also says how many layers there are in the files.
 
     Raises EncoderError if it cannot be read, lacks weights, or has fewer layers.
     """
@@ -92,6 +94,7 @@ def load_network(directory: Path, dtype: torch.dtype, layers: int | None) -> Pre
             config = AutoConfig.from_pretrained(directory)
         except Exception as error:  # a damaged file raises whatever its reader likes
             raise EncoderError(f"{directory}: cannot be loaded: {_short(error)}") from error
+        total = getattr(config.get_text_config(), "num_hidden_layers", 0)
         if layers is not None:
             _keep(config, layers, directory)
         try:
@@ -110,7 +113,7 @@ def load_network(directory: Path, dtype: torch.dtype, layers: int | None) -> Pre
     if not hasattr(model.config.get_text_config(), "num_hidden_layers"):
         raise EncoderError(f"{directory}: a {model.config.model_type} model is not one that embell knows how to read")
     network: PreTrainedModel = model.eval()
-    return network
+    return network, int(total)
 
 
 def _load(auto: Any, directory: Path, config: Any, dtype: torch.dtype, attention: str) -> tuple[Any, dict[str, Any]]:

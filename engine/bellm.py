@@ -63,7 +63,10 @@ class _Symmetriser:
             raise EncoderError(
                 f"{type(module).__name__} does not take its attention_mask by name; it cannot be made bidirectional"
             )
-        return args, {**kwargs, "attention_mask": self._symmetric(kwargs["attention_mask"])}
+        changed = {**kwargs, "attention_mask": self._symmetric(kwargs["attention_mask"])}
+        if "is_causal" in kwargs:  # from the model's configuration; SDPA heeds it more than the module
+            changed["is_causal"] = False
+        return args, changed
 
     def _symmetric(self, mask: Tensor | None) -> Tensor | None:
         if mask is None:
@@ -138,7 +141,7 @@ def make_bidirectional(model: nn.Module, start: int) -> Callable[[], None]:
         raise EncoderError(f"start layer {start} lies outside the model, which has {layers} layers")
     found = {index: module for index, module in attention_modules(model).items() if index >= start}
     kinds = getattr(config, "layer_types", None) or [""] * layers  # a "hybrid" layer has a state space beside its attention
-    missing = [index for index in range(start, layers) if index not in found or kinds[index] == "hybrid"]
+    missing = [index for index in range(start, layers) if index not in found or kinds[index].startswith("hybrid")]
     if missing:
         raise EncoderError(
             f"layer {missing[0]} of this {config.model_type} model has no attention that can be made bidirectional "

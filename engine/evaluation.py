@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,12 +43,25 @@ class RetrievalResult:
     empty: int
 
 
-def evaluate_sts(encoder: Encoder, path: Path, score_field: str | None = None) -> StsResult:
-    """Encode both sentences of each pair and correlate cosine with the score.
+@dataclass(frozen=True)
+class SentencePairs:
+    """Pairs of sentences, how alike they are in human eyes (any unit), and the line of the file each stands on."""
 
-    The file is TSV with a header line: `sentence1`, `sentence2`, and `score` or `relatedness`.
+    path: Path
+    first: list[str]
+    second: list[str]
+    gold: list[float]
+    lines: list[int]
 
-    Raises CorpusError for a file without these columns, with a score that is no number, or with fewer than two pairs.
+    @property
+    def dataset(self) -> str:
+        return self.path.name.split(".")[0]
+
+
+def read_pairs(path: Path, score_field: str | None = None) -> SentencePairs:
+    """The pairs of a TSV file with a header line: `sentence1`, `sentence2`, and `score`, `relatedness` or `score_field`.
+
+    Raises CorpusError for a file without these columns, with a score that is no number, or with nothing to correlate.
     """
     rows = _tsv(path)
     if not rows:
@@ -62,14 +76,27 @@ def evaluate_sts(encoder: Encoder, path: Path, score_field: str | None = None) -
             gold.append(float(row[name]))
         except (TypeError, ValueError) as error:
             raise CorpusError(f"{path}:{line}: {name} is {row[name]!r}, not a number") from error
+        if not math.isfinite(gold[-1]):
+            raise CorpusError(f"{path}:{line}: {name} is {row[name]!r}, not a number")
         if not (row["sentence1"] or "").strip() or not (row["sentence2"] or "").strip():
             raise CorpusError(f"{path}:{line}: a sentence is empty")
     if len(gold) < 2:
         raise CorpusError(f"{path}: one pair is not enough for a correlation")
-    first = encoder.encode([row["sentence1"] for _, row in rows])
-    second = encoder.encode([row["sentence2"] for _, row in rows])
+    if len(set(gold)) == 1:
+        raise CorpusError(f"{path}: every {name} is {gold[0]:g}; there is nothing to correlate with")
+    first, second = [row["sentence1"] for _, row in rows], [row["sentence2"] for _, row in rows]
+    return SentencePairs(path, first, second, gold, [line for line, _ in rows])
+
+
+def evaluate_sts(encoder: Encoder, path: Path, score_field: str | None = None) -> StsResult:
+    """Encode both sentences of each pair of a TSV file and correlate cosine with the score.
+
+    Raises what `read_pairs` raises.
+    """
+    pairs = read_pairs(path, score_field)
+    first, second = encoder.encode(pairs.first), encoder.encode(pairs.second)
     cosine = np.einsum("ij,ij->i", first.astype(np.float64), second.astype(np.float64))
-    return StsResult(path.name.split(".")[0], len(rows), 100 * float(spearmanr(cosine, gold).statistic))
+    return StsResult(pairs.dataset, len(pairs.gold), 100 * float(spearmanr(cosine, pairs.gold).statistic))
 
 
 def evaluate_retrieval(encoder: Encoder, folder: Path) -> RetrievalResult:

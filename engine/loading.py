@@ -87,7 +87,7 @@ def load_model(
     if places.adapter is not None:
         found = source.with_adapter(found, places.adapter, preset, set(given))
     named = {} if preset is None else find_preset(preset, bool(given.get("token_prepending")))
-    asked = {**named, **given}
+    asked = {name: tuple(value) if isinstance(value, list) else value for name, value in {**named, **given}.items()}
     settings = replace(found.settings, **asked)
     settings.check()
     target = pick_device(device)
@@ -114,7 +114,8 @@ def load_model(
         adapter_revision=places.names.adapter_revision,
         fingerprint=backbone.fingerprint(found.network, *files),
     )
-    kept = replace(settings, start_layer=spec.start_layer, max_length=spec.max_length, layers=None)
+    layers = None if loaded.adapter is None else settings.layers  # saved alone, an adapter leaves the base all its layers
+    kept = replace(settings, start_layer=spec.start_layer, max_length=spec.max_length, layers=layers)
     return replace(loaded, spec=spec, settings=kept, notes=tuple(notes))
 
 
@@ -160,7 +161,8 @@ def _transformer(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Loaded:
-    network: Any = backbone.load_network(found.network, dtype, settings.layers)
+    loaded, total = backbone.load_network(found.network, dtype, settings.layers)
+    network: Any = loaded
     brings = places.adapter is not None and backbone.has_tokenizer(places.adapter)
     tokenizer = backbone.load_tokenizer(places.adapter if places.adapter is not None and brings else found.network)
     tokens = network.get_input_embeddings().num_embeddings
@@ -169,7 +171,7 @@ def _transformer(
     layers = int(network.config.get_text_config().num_hidden_layers)
     adapter = None
     if places.adapter is not None:
-        adapter = Adapter(network, places.adapter, layers)
+        adapter = Adapter(network, places.adapter, range(layers, total))
         if merge_adapter:
             adapter.merge()
             adapter = None
@@ -233,7 +235,7 @@ def _direct(network: Any, settings: ModelSettings, layers: int) -> int:
         raise EncoderError("cls pooling reads the first token, which sees no other in a causal model; use mean or last")
     if start == 0 and _echoes(settings):
         raise EncoderError("with start layer 0 every token sees all others; an echo would only double the length")
-    if settings.token_prepending is not None and settings.token_prepending[1] > start:
+    if settings.token_prepending is not None and start < settings.token_prepending[1] <= layers:
         raise EncoderError(
             f"token prepending up to layer {settings.token_prepending[1]} reaches into the bidirectional layers from {start} on, "
             "which need no such help; end it at the start layer or before"

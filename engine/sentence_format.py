@@ -14,6 +14,7 @@ from embell.errors import EncoderError
 
 MODULES = "modules.json"
 CONFIG = "config_sentence_transformers.json"
+_OWN = "embell.engine.sentence_transformer.EmbellModule"
 _INDENTED = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
 _TRANSFORMER = "sentence_bert_config.json"
 _MODES = {
@@ -129,11 +130,29 @@ def read(directory: Path) -> SentenceModel:
 
 def write(directory: Path) -> None:
     """Write the files by which sentence-transformers finds an embell encoder (see sentence_transformer.py)."""
-    modules = [{"idx": 0, "name": "0", "path": "", "type": "embell.engine.sentence_transformer.EmbellModule"}]
+    modules = [{"idx": 0, "name": "0", "path": "", "type": _OWN}]
     (directory / MODULES).write_bytes(orjson.dumps(modules, option=_INDENTED))
     if not (directory / CONFIG).is_file():
         card = {"model_type": "SentenceTransformer", "prompts": {}, "similarity_fn_name": "cosine"}
         (directory / CONFIG).write_bytes(orjson.dumps(card, option=_INDENTED))
+
+
+def check_own(directory: Path) -> None:
+    """Refuse an embell encoder to which sentence-transformers has added what `embell.json` does not say.
+
+    Raises EncoderError.
+    """
+    names = [name for name, _ in _modules(directory)] if (directory / MODULES).is_file() else [_OWN]
+    if names != [_OWN]:
+        other = next((name for name in names if name != _OWN), "nothing")
+        raise EncoderError(f"{directory / MODULES}: lists {other} besides the encoder; only sentence-transformers can run that")
+    card = read_json(directory / CONFIG) if (directory / CONFIG).is_file() else {}
+    if prompt := next(filter(None, (card.get("prompts") or {}).values()), None):
+        raise EncoderError(
+            f"{directory / CONFIG}: has a prompt of its own, {prompt!r}; put it into the prompts of {ModelSettings.FILE}"
+        )
+    if card.get("truncate_dim"):
+        raise EncoderError(f"{directory / CONFIG}: sets truncate_dim; put it into {ModelSettings.FILE} as dim")
 
 
 def _transformer(folder: Path) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def read(directory: Path) -> Source:
     """
     own = ModelSettings.read(directory)
     if own is not None:
+        sentence_format.check_own(directory)
         parts = head.load(own.head, directory) if own.head else None
         return Source(directory, own, True, static.is_static(directory), parts, (directory / head.FILE,) if own.head else ())
     if sentence_format.is_sentence_model(directory):

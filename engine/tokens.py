@@ -158,11 +158,12 @@ class TextTokens:
         rows = []
         for at, text in enumerate(texts):
             ids: list[int] = encoded["input_ids"][at]
-            if self._unknown is not None:
-                ids = [token for token in ids if token != self._unknown] or ids
+            spans: list[tuple[int, int]] = encoded["offset_mapping"][at] if offsets else []
+            if self._unknown is not None and any(token != self._unknown for token in ids):
+                known = [i for i, token in enumerate(ids) if token != self._unknown]
+                ids, spans = [ids[i] for i in known], [spans[i] for i in known if offsets]
             begin, end, place = min(skip, max(0, len(ids) - 1)), len(ids), -1
             if offsets:
-                spans: list[tuple[int, int]] = encoded["offset_mapping"][at]
                 if self._spec.pooled_tokens == "text":
                     begin, end = _text_span(spans, *template.slot(text), bool(template.after))
                 if template.placeholder >= 0:
@@ -193,7 +194,7 @@ class TextTokens:
 
     def _cut(self, text: str, template: Template, length: int) -> TokenRow:
         """The row of the longest beginning of the text that fits. The text is cut, never the prompt around it."""
-        if template.plain and template.placeholder < 0:
+        if template.plain and template.placeholder < 0 and self._tokenizer.truncation_side == "right":
             return self._rows([text], template, cut=True)[0]
         ends = self._ends(text)
         keep = len(ends) - -(-(length - self._spec.max_length) // template.copies)
@@ -221,6 +222,8 @@ class TextTokens:
         begin = 0
         while begin < len(ends):
             keep, _ = self._fit(text, template, ends, begin, min(room, len(ends) - begin))
+            while begin + keep < len(ends) and ends[begin + keep] == ends[begin + keep - 1]:
+                keep += 1  # further tokens of a character that the piece holds already
             if begin + keep < len(ends):
                 for shorter in range(keep, keep - keep // 4, -1):
                     at = ends[begin + shorter - 1]
