@@ -100,9 +100,9 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     count = int(_text_config(model).num_hidden_layers)
     inside = attention_modules(model)
     for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count and len(inside) == count:
+        if isinstance(module, nn.ModuleList) and len(module) == count and inside:
             layers = list(module)
-            if all(any(part is inside[index] for part in layer.modules()) for index, layer in enumerate(layers)):
+            if all(any(part is attention for part in layers[index].modules()) for index, attention in inside.items()):
                 return layers
     raise EncoderError(f"the layers of this {getattr(model.config, 'model_type', '')} model cannot be told from outside")
 
@@ -210,8 +210,10 @@ def probe(model: nn.Module, start: int) -> None:
     """Check that the loaded model really looks the way `start` says.
 
     Two texts that differ in their last token only: before it, the inputs of layers up to `start`
-    must agree, and the outputs of layers from `start` on must differ. Run without padding and with a
-    padded row, because a model can turn silently causal on either path.
+    must agree, and the outputs of layers from `start` on must differ. After the first layer that looks
+    ahead all states differ, so each later layer is also run by itself, on states that differ in the
+    last token only. Without padding and with a padded row, because a model can turn silently causal
+    on either path.
 
     Raises EncoderError if a layer looks in another direction than it should.
     """
@@ -219,6 +221,15 @@ def probe(model: nn.Module, start: int) -> None:
     device = next(model.parameters()).device
     first, second = _differing(model)
     length = first.shape[1]
+    after = list(enumerate(decoder_layers(model)))[start + 1 :] if start + 1 < layers else []
+
+    def check(layer: int, sees_later: bool, padded: bool) -> None:
+        if sees_later != (layer >= start):
+            wrong = "looks ahead" if sees_later else "is causal"
+            raise EncoderError(
+                f"probe failed: layer {layer} of {layers} {wrong} {'on padded batches' if padded else 'without padding'}, "
+                f"but the start layer is {start}; this transformers version or attention kernel is not supported"
+            )
 
     for padded in (False, True):
         states = []
@@ -230,21 +241,51 @@ def probe(model: nn.Module, start: int) -> None:
                 ids = torch.cat([torch.nn.functional.pad(ids, (0, 2)), neighbour])
                 mask = torch.ones_like(ids)
                 mask[:2, length:] = 0
-            with _evaluating(model):
+            with _evaluating(model), _recorded([layer for _, layer in after]) as calls:
                 output = forward(model, ids.to(device), None if mask is None else mask.to(device), output_hidden_states=True)
             hidden = getattr(output, "hidden_states", None) or ()
             if len(hidden) != layers + 1:
                 raise EncoderError(f"probe failed: the model has {layers} layers but returns {len(hidden)} hidden states")
             states.append([h[0, length - 2].float() for h in hidden])
-        for index, (one, other) in enumerate(zip(*states, strict=True)):
-            sees_later = not torch.equal(one, other)
-            if sees_later != (index > start):
-                wrong = "looks ahead" if sees_later else "is causal"
-                layer = max(index - 1, 0)
-                raise EncoderError(
-                    f"probe failed: layer {layer} of {layers} {wrong} {'on padded batches' if padded else 'without padding'}, "
-                    f"but the start layer is {start}; this transformers version or attention kernel is not supported"
-                )
+        if not torch.equal(states[0][0], states[1][0]):
+            raise EncoderError("probe failed: the embeddings of this model look ahead")
+        for index, (one, other) in enumerate(zip(states[0][1:], states[1][1:], strict=True)):
+            check(index, not torch.equal(one, other), padded)
+        with _evaluating(model):
+            for (index, layer), (args, kwargs) in zip(after, calls, strict=True):
+                check(index, _looks_ahead_itself(layer, args, kwargs, length), padded)
+
+
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@contextlib.contextmanager
+def _recorded(layers: list[nn.Module]) -> Iterator[list[_Call]]:
+    """The arguments of each call of these layers, in order."""
+    calls: list[_Call] = []
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append((args, kwargs))
+
+    handles = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _looks_ahead_itself(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], length: int) -> bool:
+    """Whether a layer's output before the last of `length` tokens changes with that token's input alone."""
+    states = args[0] if args else kwargs["hidden_states"]
+    changed = states[0].clone()
+    changed[length - 1] = states[1, length - 1]
+    seen = []
+    for pair in ((states[0], changed), (changed, states[0])):
+        batch = torch.cat([torch.stack(pair), states[2:]])
+        output = layer(batch, *args[1:], **kwargs) if args else layer(**{**kwargs, "hidden_states": batch})
+        seen.append((output if isinstance(output, Tensor) else output[0])[0, length - 2])
+    return not torch.equal(*seen)
 
 
 def _differing(model: nn.Module) -> tuple[Tensor, Tensor]:
