@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from embell.cli.console import counted, write_json
 from embell.cli.options import json_option
+
+if TYPE_CHECKING:
+    from embell.engine.spec import EncoderSpec
 
 
 @click.command(no_args_is_help=True)
@@ -44,16 +48,36 @@ def info(directory: str, as_json: bool) -> None:
     if encoder is None:
         lines.append(("vectors", f"given, {manifest.dim} wide; text queries need --model"))
     else:
-        both = 0 if encoder.start_layer is None else encoder.layers - encoder.start_layer
-        start = f"the last {both} of {encoder.layers} layers look both ways" if both else f"{encoder.layers} causal layers"
-        lines.append(("model", f"{encoder.backbone} ({start}, {encoder.pooling} pooling, {encoder.dim} wide, {encoder.dtype})"))
-        lines.append(("max length", f"{encoder.max_length} tokens"))
+        lines.append(
+            ("model", f"{encoder.backbone} ({_layers(encoder)}, {encoder.pooling} pooling, {encoder.dim} wide, {encoder.dtype})")
+        )
+        if encoder.adapter is not None:
+            lines.append(("adapter", encoder.adapter))
+        for name, prompt in (("query", encoder.query_prompt), ("document", encoder.document_prompt)):
+            if prompt != "{text}":
+                lines.append((f"{name}", prompt if isinstance(prompt, str) else f"{len(prompt)} prompts, averaged"))
+        long = {
+            "truncate": "longer texts are cut",
+            "chunk": "longer texts in pieces, averaged",
+            "error": "longer texts are refused",
+        }
+        lines.append(("max length", f"{encoder.max_length:,} tokens; {long[encoder.on_long]}"))
     recall = "not measured" if manifest.recall is None else f"{manifest.recall:.3f}"
     lines.append(("index", f"{manifest.index}, recall@10 {recall}"))
     lines.append(("metadata", ", ".join(f"{name} {kind}" for name, kind in store.metadata_types.items()) or "none"))
     lines.append(("size", f"{size / 1e6:,.1f} MB"))
     for name, value in lines:
         click.echo(f"{name:<11}{value}")
+
+
+def _layers(encoder: EncoderSpec) -> str:
+    """Which layers look where, in words."""
+    if not encoder.layers:
+        return "a static model"
+    if encoder.start_layer is None:
+        return f"{encoder.layers} causal layers"
+    both = encoder.layers - encoder.start_layer
+    return f"{'all' if both == encoder.layers else f'the last {both} of'} {encoder.layers} layers look both ways"
 
 
 @click.command(no_args_is_help=True)
