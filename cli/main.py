@@ -21,6 +21,7 @@ _COMMANDS = {
     "delete": ("collection", "Delete documents from a collection."),
     "encode": ("encode", "Encode a corpus to a NumPy file."),
     "evaluate": ("evaluate", "Measure the encoder: STS, retrieval."),
+    "layers": ("layers", "Score an encoder at every depth: where to start, where to stop."),
     "demo": ("demo", "See it work on the documentation of this machine's own Python."),
 }
 

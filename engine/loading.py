@@ -87,7 +87,9 @@ def load_model(
     if places.adapter is not None:
         found = source.with_adapter(found, places.adapter, preset, set(given))
     named = {} if preset is None else find_preset(preset, bool(given.get("token_prepending")))
-    asked = {name: tuple(value) if isinstance(value, list) else value for name, value in {**named, **given}.items()}
+    asked: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in {**named, **given}.items()
+    }
     settings = replace(found.settings, **asked)
     settings.check()
     target = pick_device(device)

@@ -99,8 +99,7 @@ def read(directory: Path) -> SentenceModel:
             parts.append(part)
             files.append(folder / "model.safetensors")
         elif kind == "Normalize":
-            if config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
-                raise EncoderError(f"{folder}: normalises {config['module_input_name']}; embell encodes to one vector a text")
+            _on_sentences(config, folder)
             parts.append({"kind": "normalise"})
             layers.append(heads.Normalise())
         elif kind != "Dropout":  # which does nothing outside training
@@ -110,6 +109,9 @@ def read(directory: Path) -> SentenceModel:
     similarity = card.get("similarity_fn_name") or "cosine"
     if similarity != "cosine" and {"kind": "normalise"} not in parts:
         notes.append(f"this model was made for {similarity} similarity; embell compares by cosine")
+    tokenizer = kinds[0][1] / "tokenizer_config.json"
+    if not static and tokenizer.is_file() and read_json(tokenizer).get("truncation_side") == "left":
+        notes.append("texts that are too long lose their end; sentence-transformers would cut the beginning of this model's")
     from torch import nn
 
     settings = ModelSettings(
@@ -189,11 +191,9 @@ def _pooling(config: dict[str, Any], folder: Path) -> tuple[str, str]:
 
 def _dense(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
-    if not activation.startswith("torch.nn."):
+    if not str(activation).startswith("torch.nn."):
         raise EncoderError(f"{folder / 'config.json'}: the activation {activation} is not one of torch's own")
-    for key in ("module_input_name", "module_output_name"):
-        if config.get(key) not in (None, "sentence_embedding"):
-            raise EncoderError(f"{folder / 'config.json'}: works on {config[key]}; embell encodes to one vector a text")
+    _on_sentences(config, folder)
     return {
         "kind": "dense",
         "inputs": config.get("in_features"),
@@ -202,6 +202,12 @@ def _dense(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         "activation": activation.split(".")[-1],
         "residual": config.get("use_residual", False),
     }
+
+
+def _on_sentences(config: dict[str, Any], folder: Path) -> None:
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, "sentence_embedding"):
+            raise EncoderError(f"{folder / 'config.json'}: works on {config[key]}; embell encodes to one vector a text")
 
 
 def _modules(directory: Path) -> list[tuple[str, Path]]:

@@ -50,7 +50,7 @@ def read(directory: Path) -> Source:
         table = static.is_static(model.network)
         settings = model.settings
         if table:
-            settings = replace(settings, max_length=static.settings(directory).max_length)
+            settings = replace(settings, max_length=static.settings(model.network).max_length)
         return Source(
             model.network, settings, True, table, model.head, model.head_files, model.lower_case,
             fits_tokenizer=not model.own_length and not table, notes=model.notes,

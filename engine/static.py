@@ -15,17 +15,19 @@ from embell.engine.spec import ModelSettings, read_json
 from embell.errors import EncoderError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 _TABLES = ("embeddings", "embedding.weight")  # as model2vec and as sentence-transformers name it
 
 
 class StaticNetwork(nn.Module):
-    """A token table `(vocabulary, dim)` in the place of a transformer."""
+    """A token table `(vocabulary, dim)` in the place of a transformer; `name` is what its file calls it, one of `_TABLES`."""
 
-    def __init__(self, table: Tensor) -> None:
+    def __init__(self, table: Tensor, name: str) -> None:
         super().__init__()
-        self.table = nn.Parameter(table, requires_grad=False)
+        self.table = nn.Parameter(table)
+        self._name = name
 
     @property
     def device(self) -> torch.device:
@@ -35,7 +37,7 @@ class StaticNetwork(nn.Module):
         return SimpleNamespace(last_hidden_state=self.table[input_ids])
 
     def save_pretrained(self, directory: Path) -> None:
-        save_file({"embeddings": self.table.contiguous()}, directory / "model.safetensors")
+        save_file({self._name: self.table.contiguous()}, directory / "model.safetensors")
 
 
 def is_static(directory: Path) -> bool:
@@ -68,23 +70,37 @@ def load(directory: Path) -> tuple[StaticNetwork, PreTrainedTokenizerBase, int |
         raise EncoderError(f"{directory}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     own = next(name for name in _TABLES if name in stored)
     table = stored[own].float()
-    if "mapping" in stored:
-        table = table[stored["mapping"].long()]
-    if "weights" in stored:
-        table = table * stored["weights"].float().unsqueeze(1)
-    if len(table) < tokenizer.get_vocab_size():
-        raise EncoderError(f"{directory}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model only {len(table)}")
+    try:
+        if "mapping" in stored:
+            table = table[stored["mapping"].long()]
+        if "weights" in stored:
+            table = table * stored["weights"].float().unsqueeze(1)
+    except (IndexError, RuntimeError) as error:
+        raise EncoderError(f"{directory}: its table, mapping and weights do not fit each other ({error})") from error
+    tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if len(table) < tokens:
+        raise EncoderError(f"{directory}: the tokenizer has {tokens} tokens, the model only {len(table)}")
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    name = getattr(tokenizer.model, "unk_token", None)
     # Only model2vec leaves unknown tokens out; a table saved by sentence-transformers is trained with them.
-    unknown = tokenizer.token_to_id(name) if name and own == "embeddings" else None
-    return StaticNetwork(table), PreTrainedTokenizerFast(tokenizer_object=tokenizer), unknown
+    unknown = _unknown(tokenizer, directory) if own == "embeddings" else None
+    return StaticNetwork(table, own), PreTrainedTokenizerFast(tokenizer_object=tokenizer), unknown
+
+
+def _unknown(tokenizer: Tokenizer, directory: Path) -> int | None:
+    if hasattr(tokenizer.model, "unk_token"):
+        name = tokenizer.model.unk_token
+        return None if name is None else tokenizer.token_to_id(name)
+    unknown: int | None = read_json(directory / "tokenizer.json")["model"].get("unk_id")  # Unigram
+    return unknown
 
 
 def settings(directory: Path) -> ModelSettings:
-    """What model2vec's own `config.json` says, in embell's terms."""
+    """What model2vec's own `config.json` says, in embell's terms; without one, texts are cut where the tokenizer's file says."""
     config = read_json(directory / "config.json") if (directory / "config.json").is_file() else {}
-    longest = config.get("max_length", 512) if "model_type" in config or "normalize" in config else None
+    if "model_type" in config or "normalize" in config:
+        longest = config.get("max_length", 512)
+    else:
+        longest = (read_json(directory / "tokenizer.json").get("truncation") or {}).get("max_length")
     head: tuple[dict[str, Any], ...] = ({"kind": "normalise"},) if config.get("normalize") else ()
     return ModelSettings(start_layer=None, max_length=longest or 1_000_000, head=head)

@@ -169,7 +169,8 @@ class TextTokens:
                 if template.placeholder >= 0:
                     place = next((i for i, (_, last) in enumerate(spans) if last > template.placeholder), len(ids))
                     ids = [*ids[:place], 0, *ids[place:]]  # which token it is does not matter: its state is replaced
-                    begin, end = begin + (begin >= place), end + (end >= place)
+                    begin += self._spec.pooled_tokens != "all" and begin >= place
+                    end += end >= place
             rows.append(TokenRow(ids, begin, end, place))
         return rows
 
