@@ -19,7 +19,7 @@ from embell.engine.loading import SETTINGS, Loaded, ModelNames, load_model
 from embell.engine.pooling import pool
 from embell.engine.presets import PRESETS
 from embell.engine.spec import EncoderSpec, Prompt
-from embell.engine.tokens import Kind, TextTokens, TokenRow
+from embell.engine.tokens import Kind, TextTokens, Tokenised, TokenRow
 from embell.errors import EncoderError, TextError
 
 if TYPE_CHECKING:
@@ -238,26 +238,34 @@ class Encoder:
             yield vectors
             position += len(window)
 
+    def tokenise(self, texts: Sequence[str], kind: Kind) -> Tokenised:
+        """The token rows of texts, as they are to be run.
+
+        Raises TextError for texts without tokens, or longer than an encoder with on_long="error" takes.
+        """
+        tokenised = self.tokens(texts, kind)
+        if empty := {owner for row, owner in zip(tokenised.rows, tokenised.owners, strict=True) if row.end <= row.begin}:
+            raise TextError(sorted(empty), "is empty: it has no tokens to encode")
+        if tokenised.long and self.spec.on_long == "error":
+            raise TextError(
+                tokenised.long,
+                f"is longer than the {self.spec.max_length} tokens that are encoded; raise max_length, "
+                "or let long texts be cut or encoded in pieces (on_long 'truncate' or 'chunk')",
+            )
+        return tokenised
+
     def _encode_window(
         self, texts: list[str], kind: Kind, report: EncodeReport, progress: Callable[[int], None] | None, position: int
     ) -> Vectors:
         """Vectors `(n, width)` of one window, before they are cut to `dim` and normalised."""
         unique: dict[str, int] = {}
         inverse = np.array([unique.setdefault(text, len(unique)) for text in texts])
-        tokenised = self.tokens(list(unique), kind)
+        try:
+            tokenised = self.tokenise(list(unique), kind)
+        except TextError as error:
+            places = np.flatnonzero(np.isin(inverse, error.positions))
+            raise TextError([position + int(at) for at in places], error.reason) from None
         rows, owners = tokenised.rows, np.array(tokenised.owners)
-
-        def places(which: Iterable[int]) -> list[int]:
-            return [position + int(at) for at in np.flatnonzero(np.isin(inverse, list(which)))]
-
-        if empty := {owner for row, owner in zip(rows, tokenised.owners, strict=True) if row.end <= row.begin}:
-            raise TextError(places(empty), "is empty: it has no tokens to encode")
-        if tokenised.long and self.spec.on_long == "error":
-            raise TextError(
-                places(tokenised.long),
-                f"is longer than the {self.spec.max_length} tokens that are encoded; raise max_length, "
-                "or let long texts be cut or encoded in pieces (on_long 'truncate' or 'chunk')",
-            )
         lengths = np.array([len(row.ids) for row in rows])
         repeats = np.bincount(inverse, minlength=len(unique))
         report.texts += len(texts)

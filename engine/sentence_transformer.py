@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from embell.engine.encoder import Batch, Encoder
-from embell.errors import EncoderError, MissingExtraError
+from embell.errors import MissingExtraError
 
 try:
     from sentence_transformers.base.modules import InputModule
@@ -47,9 +47,7 @@ class EmbellModule(InputModule):  # type: ignore[misc]
         if not inputs:
             return {}
         kind = "query" if kwargs.get("task") == "query" else "document"
-        tokenised = self.encoder.tokens([(prompt or "") + text for text in inputs], kind)  # type: ignore[arg-type]
-        if any(row.end <= row.begin for row in tokenised.rows):
-            raise EncoderError("a text is empty: it has no tokens to encode")
+        tokenised = self.encoder.tokenise([(prompt or "") + text for text in inputs], kind)  # type: ignore[arg-type]
         batch = self.encoder.collate(tokenised.rows)
         return {
             "input_ids": batch.input_ids,

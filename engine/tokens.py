@@ -194,8 +194,12 @@ class TextTokens:
         return self._prompt_lengths[template.before]
 
     def _cut(self, text: str, template: Template, length: int) -> TokenRow:
-        """The row of the longest beginning of the text that fits. The text is cut, never the prompt around it."""
-        if template.plain and template.placeholder < 0 and self._tokenizer.truncation_side == "right":
+        """The row of the longest beginning of the text that fits (of its end, if the model's tokenizer cuts at the left).
+
+        The text is cut, never the prompt around it.
+        """
+        whole = template.plain and template.placeholder < 0
+        if whole and (self._tokenizer.truncation_side == "right" or not template.before):  # a model may want the end
             return self._rows([text], template, cut=True)[0]
         ends = self._ends(text)
         keep = len(ends) - -(-(length - self._spec.max_length) // template.copies)
