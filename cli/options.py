@@ -12,7 +12,7 @@ import click
 from embell.cli.console import note
 
 if TYPE_CHECKING:
-    from embell.engine import Encoder
+    from embell.engine import Encoder, EncoderSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -86,13 +86,17 @@ class ModelOptions:
         """Whether another encoder than a collection's own is asked for."""
         return self.model is not None or bool(self.settings)
 
-    def load(self) -> Encoder:
-        """Load the encoder, and tell what was assumed. Raises EncoderError if that is not possible."""
+    def load(self, spec: EncoderSpec | None = None) -> Encoder:
+        """Load the encoder, and tell what was assumed, unless it does not fit `spec`: that is then told instead.
+
+        Raises EncoderError if that is not possible.
+        """
         from embell.engine.encoder import Encoder
 
         encoder = Encoder.load(self.model, device=self.device, dtype=self.dtype, threads=self.threads, **self.settings)
-        for line in encoder.notes:
-            note(line)
+        if spec is None or not spec.differences(encoder.spec):
+            for line in encoder.notes:
+                note(line)
         return encoder
 
     def for_collection(self, path: str) -> Encoder | None:
@@ -100,18 +104,19 @@ class ModelOptions:
 
         None if nothing is given: the collection then loads its own when it needs it.
         """
-        if self.model is not None:
-            return self.load()
-        if not self.settings and self.device is None and self.dtype is None and self.threads is None:
-            return None
         from pathlib import Path
 
-        from embell.engine.encoder import Encoder
         from embell.engine.manifest import Manifest
 
         spec = Manifest.read(Path(path)).encoder
+        if self.model is not None:
+            return self.load(spec)
+        if not self.settings and self.device is None and self.dtype is None and self.threads is None:
+            return None
         if spec is None:
             return None
+        from embell.engine.encoder import Encoder
+
         return Encoder.from_spec(spec, device=self.device, dtype=self.dtype, threads=self.threads, **self.settings)
 
 

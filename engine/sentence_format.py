@@ -110,8 +110,10 @@ def read(directory: Path) -> SentenceModel:
     if similarity != "cosine" and {"kind": "normalise"} not in parts:
         notes.append(f"this model was made for {similarity} similarity; embell compares by cosine")
     tokenizer = kinds[0][1] / "tokenizer_config.json"
-    if not static and tokenizer.is_file() and read_json(tokenizer).get("truncation_side") == "left":
-        notes.append("texts that are too long lose their end; sentence-transformers would cut the beginning of this model's")
+    if (query or document) and tokenizer.is_file() and read_json(tokenizer).get("truncation_side") == "left":
+        notes.append(
+            "a text that is too long loses its end where there is a prompt; sentence-transformers would cut off the prompt"
+        )
     from torch import nn
 
     settings = ModelSettings(

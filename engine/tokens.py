@@ -117,6 +117,8 @@ class TextTokens:
         long: set[int] = set()
         for template in templates:
             pieces, owners, too_long = self._pieces(cleaned, template)
+            if self._unknown is not None:
+                pieces = [_without(row, self._unknown) for row in pieces]
             long.update(too_long)
             counts = [0] * len(texts)
             for row, owner in zip(pieces, owners, strict=True):
@@ -158,12 +160,9 @@ class TextTokens:
         rows = []
         for at, text in enumerate(texts):
             ids: list[int] = encoded["input_ids"][at]
-            spans: list[tuple[int, int]] = encoded["offset_mapping"][at] if offsets else []
-            if self._unknown is not None and any(token != self._unknown for token in ids):
-                known = [i for i, token in enumerate(ids) if token != self._unknown]
-                ids, spans = [ids[i] for i in known], [spans[i] for i in known if offsets]
             begin, end, place = min(skip, max(0, len(ids) - 1)), len(ids), -1
             if offsets:
+                spans: list[tuple[int, int]] = encoded["offset_mapping"][at]
                 if self._spec.pooled_tokens == "text":
                     begin, end = _text_span(spans, *template.slot(text), bool(template.after))
                 if template.placeholder >= 0:
@@ -243,6 +242,13 @@ class TextTokens:
         """Where each token of the text ends, in characters."""
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return [end for _, end in encoded["offset_mapping"]]
+
+
+def _without(row: TokenRow, token: int) -> TokenRow:
+    """The row without a token, unless pooling would be left with nothing."""
+    kept = [at for at, other in enumerate(row.ids) if other != token]
+    begin, end = (sum(at < border for at in kept) for border in (row.begin, row.end))
+    return TokenRow([row.ids[at] for at in kept], begin, end) if end > begin else row
 
 
 def _text_span(spans: list[tuple[int, int]], first: int, last: int, followed: bool) -> tuple[int, int]:

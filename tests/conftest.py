@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +12,12 @@ from typing import Any
 # Workers side by side, and the processes that they start, would fight for the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from forked import Started
 
 settings.register_profile(
     "embell", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -51,11 +52,7 @@ def embell() -> Callable[..., Ran]:
     """Runs `embell ARGS` in a process of its own."""
 
     def run(*args: str | Path, input: str = "", cwd: Path | None = None, **env: str) -> Ran:
-        done = subprocess.run(
-            [sys.executable, "-m", "embell", *map(str, args)], input=input, capture_output=True, text=True, cwd=cwd,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", **env}, timeout=240, encoding="utf-8",
-        )  # fmt: skip
-        return Ran(done.returncode, done.stdout, done.stderr)
+        return Ran(*Started([str(arg) for arg in args], input, cwd, **env).finish())
 
     return run
 

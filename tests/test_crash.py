@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +16,10 @@ import pytest
 from conftest import Ran, write_jsonl
 from embell import Collection
 from embell.indexers.exact import renormalise
+from forked import Started
 
 Run = Callable[..., Ran]
-ROWS = 700
+ROWS = 320
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +47,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_jsonl(tmp_path_factory.mktemp("source") / "rows.jsonl", rows)
 
 
-def start(source: Path, target: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "embell", "index", str(source), "--to", str(target), "--commit-rows", "64", "--json"]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
+def start(source: Path, target: Path) -> Started:
+    return Started(["index", str(source), "--to", str(target), "--commit-rows", "32", "--json"])
 
 
 def content(target: Path) -> dict[str, dict[str, Any]]:
@@ -79,7 +74,7 @@ def rows_committed(target: Path) -> int:
 def test_killed_at_random_moments_and_run_again_it_is_as_if_nothing_happened(source: Path, tmp_path: Path) -> None:
     began = time.monotonic()
     undisturbed = start(source, tmp_path / "calm.embell")
-    out, _ = undisturbed.communicate(timeout=120)
+    _, out, _ = undisturbed.finish()
     length = time.monotonic() - began
     assert json.loads(out)["encoded"] == ROWS
 
@@ -88,9 +83,9 @@ def test_killed_at_random_moments_and_run_again_it_is_as_if_nothing_happened(sou
     for _ in range(10):
         process = start(source, target)
         time.sleep(rng.uniform(0.1, 1.0) * length)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    out, err = start(source, target).communicate(timeout=120)
+        process.kill()
+        process.finish()
+    _, out, err = start(source, target).finish()
     report = json.loads(out)
     assert report["documents"] == ROWS, err
     assert report["encoded"] + report["unchanged"] == ROWS
@@ -108,11 +103,11 @@ def test_after_a_kill_past_the_first_commit_less_is_left_to_encode(source: Path,
     process = start(source, target)
     while process.poll() is None and rows_committed(target) == 0:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.finish()
     committed = len(Collection.open(target))
     assert committed > 0
-    out, _ = start(source, target).communicate(timeout=120)
+    _, out, _ = start(source, target).finish()
     assert json.loads(out)["encoded"] == ROWS - committed
 
 
@@ -121,8 +116,8 @@ def test_two_writers_at_once_leave_each_id_once(source: Path, tmp_path: Path) ->
     processes = [start(source, target) for _ in range(2)]
     reports = []
     for process in processes:
-        out, err = process.communicate(timeout=180)
-        assert process.returncode == 0, err
+        status, out, err = process.finish()
+        assert status == 0, err
         reports.append(json.loads(out))
     assert sorted(report["encoded"] for report in reports) == [0, ROWS]
     assert len(content(target)) == ROWS
