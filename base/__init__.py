@@ -23,6 +23,7 @@ from embell.errors import (
     EmbellError,
     EncoderError,
     MissingExtraError,
+    TextError,
     UsageError,
 )
 
@@ -43,6 +44,7 @@ __all__ = [
     "EncoderSpec",
     "Hit",
     "MissingExtraError",
+    "TextError",
     "UsageError",
     "__version__",
 ]

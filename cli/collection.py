@@ -56,6 +56,13 @@ def info(directory: str, as_json: bool) -> None:
         for name, prompt in (("query", encoder.query_prompt), ("document", encoder.document_prompt)):
             if prompt != "{text}":
                 lines.append((f"{name}", prompt if isinstance(prompt, str) else f"{len(prompt)} prompts, averaged"))
+        others = [("pooled tokens", encoder.pooled_tokens, "all"), ("clean-up", encoder.cleanup, "none")]
+        told = [f"{name} {value}" for name, value, usual in others if value != usual]
+        if encoder.token_prepending is not None:
+            first, end = encoder.token_prepending
+            told.append(f"token prepending before layers {first} to {end - 1}")
+        if told:
+            lines.append(("settings", ", ".join(told)))
         long = {
             "truncate": "longer texts are cut",
             "chunk": "longer texts in pieces, averaged",

@@ -31,6 +31,11 @@ class StartLayer(click.ParamType[Any]):
             self.fail(f"{value!r} is not a layer number; use 0, 1, …, a negative number from the end, or none", param, ctx)
 
 
+def is_text(value: str) -> bool:
+    """Whether an argument came as UTF-8; bytes that are not stand in it as surrogates."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in value)
+
+
 class LayerRange(click.ParamType[Any]):
     """FIRST:END, as token prepending takes it, or `none`."""
 
@@ -69,6 +74,11 @@ class Template(click.ParamType[Any]):
 
     def split_envvar_value(self, rv: str) -> list[str]:
         return [rv]
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not is_text(value):
+            self.fail(f"{value!r} is not UTF-8", param, ctx)
+        return str(value)
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,11 @@ class ModelOptions:
         if not self.settings and self.device is None and self.dtype is None and self.threads is None:
             return None
         if spec is None:
+            if self.settings:
+                name = next(iter(self.settings)).replace("_", "-")
+                raise click.UsageError(
+                    f"--{name} is about a model, and this collection's vectors were given; name the model too: --model"
+                )
             return None
         from embell.engine.encoder import Encoder
 
@@ -121,7 +136,7 @@ class ModelOptions:
 
 
 SETTINGS = (
-    "revision", "preset", "adapter", "merge_adapter", "start_layer", "layers", "pooling", "pooled_tokens", "query_prompt",
+    "revision", "preset", "adapter", "adapter_revision", "merge_adapter", "start_layer", "layers", "pooling", "pooled_tokens", "query_prompt",
     "document_prompt", "cleanup", "token_prepending", "max_length", "on_long", "dim",
 )  # fmt: skip
 
@@ -147,6 +162,7 @@ def model_options(command: F) -> F:
         click.option("--model", metavar="DIR|ID", help="Model directory or hub id.  [default: embell-mini, the embedded model]"),
         click.option("--revision", help="Revision of a hub model."),
         click.option("--adapter", metavar="DIR|ID", help="LoRA adapter to put over the model."),
+        click.option("--adapter-revision", help="Revision of a hub adapter."),
         click.option("--merge-adapter", is_flag=True, help="Add the adapter to the weights: quicker, rounds a little."),
         click.option(
             "--preset",

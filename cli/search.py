@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embell.cli.console import counted, note, print_hits, write_json
-from embell.cli.options import ModelOptions, json_option, model_options
+from embell.cli.options import ModelOptions, is_text, json_option, model_options
 
 if TYPE_CHECKING:
     from embell.engine import Collection, Hit
@@ -84,6 +84,8 @@ def search(
     else:
         if not question.strip():
             raise click.UsageError("the question is empty")
+        if not is_text(question):
+            raise click.UsageError(f"the question is not UTF-8: {question!r}")
         answer([question])
 
 

@@ -18,13 +18,31 @@ WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 
 
+_DECIDING = (
+    "r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "layers_to_transform",
+    "fan_in_fan_out", "exclude_modules",
+)  # fmt: skip
+
+
+def deciding(directory: Path) -> dict[str, Any]:
+    """The part of an adapter's configuration that decides the vectors, in a settled order."""
+    config = read_json(directory / CONFIG)
+    values = {name: config.get(name) for name in _DECIDING}
+    return {name: sorted(value) if isinstance(value, list) else value for name, value in values.items() if value}
+
+
 def base_of(directory: Path) -> str | None:
     """The base model that an adapter directory names; None if it is no adapter directory.
 
     Raises EncoderError if its configuration is damaged.
     """
     path = directory / CONFIG
-    return read_json(path).get("base_model_name_or_path") or "" if path.is_file() else None
+    if not path.is_file():
+        return None
+    base = read_json(path).get("base_model_name_or_path") or ""
+    if not isinstance(base, str):
+        raise EncoderError(f"{path}: base_model_name_or_path is {base!r}, not a name")
+    return base
 
 
 class Adapter:
@@ -76,7 +94,14 @@ class Adapter:
         self._tuner.merge_and_unload()
 
     def save(self, model: nn.Module, directory: Path, base: str) -> None:
-        """Write the adapter alone, with the name of its base model."""
+        """Write the adapter alone, with the name of its base model.
+
+        Raises EncoderError if the directory holds a whole model.
+        """
+        if (directory / "config.json").is_file():
+            raise EncoderError(
+                f"{directory}: holds a model already, which the adapter would be mixed up with; save to a new directory"
+            )
         from peft import get_peft_model_state_dict
 
         weights: dict[str, Any] = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,14 +58,19 @@ def recorded_name(model: str | os.PathLike[str] | None, directory: Path) -> str:
     return str(Path(model).resolve()) if Path(model).is_dir() else os.fspath(model)
 
 
-def fingerprint(directory: Path, *others: Path) -> str:
+def fingerprint(directory: Path, others: Sequence[Path] = (), said: bytes = b"") -> str:
     """A hash of weights and tokenizer: each file's size, its first 64 KiB and 4 KiB of every MiB.
 
     Sampling keeps large models quick to open; a fine-tuned model differs in every tensor, so it
-    does not slip through. `others` are further files that decide the vectors.
+    does not slip through. `others` are further files that decide the vectors, `said` is what else does.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    for path in [*sorted(directory.glob("*.safetensors")), directory / "tokenizer.json", *others]:
+    digest = hashlib.blake2b(said, digest_size=16)
+    words = (
+        ["tokenizer.json"]
+        if (directory / "tokenizer.json").is_file()
+        else ["vocab.txt", "vocab.json", "merges.txt", "tokenizer.model"]
+    )
+    for path in [*sorted(directory.glob("*.safetensors")), *(directory / name for name in words), *others]:
         if not path.is_file():
             continue
         size = path.stat().st_size
@@ -91,7 +96,7 @@ def load_network(directory: Path, dtype: torch.dtype, layers: int | None) -> tup
         raise EncoderError(f"{directory}: no safetensors weights; convert the model first (pickled weights are never loaded)")
     with quietly():
         try:
-            config = AutoConfig.from_pretrained(directory)
+            config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         except Exception as error:  # a damaged file raises whatever its reader likes
             raise EncoderError(f"{directory}: cannot be loaded: {_short(error)}") from error
         total = getattr(config.get_text_config(), "num_hidden_layers", 0)
@@ -118,7 +123,13 @@ def load_network(directory: Path, dtype: torch.dtype, layers: int | None) -> tup
 
 def _load(auto: Any, directory: Path, config: Any, dtype: torch.dtype, attention: str) -> tuple[Any, dict[str, Any]]:
     model, loading = auto.from_pretrained(
-        directory, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True, use_safetensors=True
+        directory,
+        config=config,
+        dtype=dtype,
+        attn_implementation=attention,
+        output_loading_info=True,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
     return model, loading
 
@@ -144,7 +155,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
     with quietly():
         try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         except Exception as error:
             raise EncoderError(f"{directory}: its tokenizer cannot be loaded: {_short(error)}") from error
     if not tokenizer.is_fast:

@@ -77,9 +77,12 @@ class Encoder:
         self._batch_tokens = batch_tokens
         pad = self.tokenizer.pad_token_id
         self._pad = pad if pad is not None else getattr(getattr(self.network, "config", None), "pad_token_id", None) or 0
+        known = loaded.vocabulary
+        self._beyond = known if known is not None and len(self.tokenizer) > known else None
         self.spec = loaded.spec
         place = 0 if loaded.prepending is not None else -1
-        width = self.vectors(self.collate([TokenRow([0, 0], 0, 2, place)])).shape[1]
+        token = int(self._pad == 0)  # padding without a mask would be warned of
+        width = self.vectors(self.collate([TokenRow([token, token], 0, 2, place)])).shape[1]
         if loaded.settings.dim is not None and loaded.settings.dim > width:
             raise EncoderError(f"dim {loaded.settings.dim} is more than the model's vectors have: {width}")
         self.spec = replace(loaded.spec, dim=loaded.settings.dim or width)
@@ -159,19 +162,26 @@ class Encoder:
         if options.get("preset"):  # what it says, it says instead of the spec
             settings = {name: value for name, value in settings.items() if name not in PRESETS.get(options["preset"], {})}
         recorded = {"revision": spec.revision, "adapter": spec.adapter, "adapter_revision": spec.adapter_revision}
+        if "adapter" in options:
+            del recorded["adapter_revision"]
         return cls.load(model, **{**recorded, **settings, **options})
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write model, tokenizer and settings; `Encoder.load(directory)` gives the same vectors.
 
         So does `SentenceTransformer(directory, trust_remote_code=True)`, where embell is installed. An adapter that was
-        not merged is written alone, with the name of its base model.
+        not merged is written alone, with the name of its base model. Weights are written in the dtype that they were
+        loaded in: load with dtype="float32" to keep those of a float32 model as they are.
+
+        Raises EncoderError if the directory holds a model of the other kind, adapter or whole.
         """
         target = Path(directory)
         target.mkdir(parents=True, exist_ok=True)
         with backbone.quietly():
             if self._loaded.adapter is not None:
                 self._loaded.adapter.save(self.network, target, self.spec.backbone)
+            elif (target / "adapter_config.json").is_file():
+                raise EncoderError(f"{target}: holds an adapter, which the model would be mixed up with; save to a new directory")
             else:
                 self.network.save_pretrained(target)  # type: ignore[operator]
         if isinstance(self.network, static.StaticNetwork):
@@ -181,6 +191,15 @@ class Encoder:
         head.save(self.head, target)
         self._loaded.settings.write(target)
         sentence_format.write(target)
+
+    def with_max_length(self, tokens: int) -> Encoder:
+        """The same encoder, sharing the network, with another limit on the length of texts.
+
+        Raises EncoderError if a prompt leaves no room within it.
+        """
+        spec, settings = replace(self.spec, max_length=tokens), replace(self._loaded.settings, max_length=tokens)
+        settings.check()
+        return Encoder(replace(self._loaded, spec=spec, settings=settings), self._batch_tokens)
 
     def to_sentence_transformers(self) -> SentenceTransformer:
         """This encoder as a SentenceTransformer; both share the network.
@@ -241,9 +260,14 @@ class Encoder:
     def tokenise(self, texts: Sequence[str], kind: Kind) -> Tokenised:
         """The token rows of texts, as they are to be run.
 
-        Raises TextError for texts without tokens, or longer than an encoder with on_long="error" takes.
+        Raises TextError for texts without tokens, with one that the model has no vector for, or longer than an encoder
+        with on_long="error" takes.
         """
         tokenised = self.tokens(texts, kind)
+        if self._beyond and (
+            strange := {o for row, o in zip(tokenised.rows, tokenised.owners, strict=True) if max(row.ids) >= self._beyond}
+        ):
+            raise TextError(sorted(strange), "holds a token that the tokenizer knows and the model does not")
         if empty := {owner for row, owner in zip(tokenised.rows, tokenised.owners, strict=True) if row.end <= row.begin}:
             raise TextError(sorted(empty), "is empty: it has no tokens to encode")
         if tokenised.long and self.spec.on_long == "error":

@@ -21,6 +21,8 @@ def pick_device(device: str | None) -> torch.device:
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
         raise EncoderError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    if target.type == "meta":
+        raise EncoderError("device 'meta' holds no numbers; give cpu or cuda")
     return target
 
 

@@ -62,7 +62,7 @@ def build(parts: Sequence[dict[str, Any]], where: str) -> nn.Sequential:
     layers = []
     for part in parts:
         options = dict(part)
-        kind = options.pop("kind", None)
+        kind = str(options.pop("kind", None))
         activation = options.get("activation", "Identity")
         if kind not in _KINDS or activation not in ("Identity", *torch.nn.modules.activation.__all__):
             raise EncoderError(f"{where}: a head of kind {kind!r} with activation {activation!r} is not supported")

@@ -7,11 +7,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import torch
 from torch import nn
 
 from embell.engine import backbone, bellm, source, static
-from embell.engine.adapter import WEIGHTS, Adapter
+from embell.engine.adapter import WEIGHTS, Adapter, deciding
 from embell.engine.hardware import pick_device, pick_dtype
 from embell.engine.prepending import TokenPrepending
 from embell.engine.presets import preset as find_preset
@@ -39,8 +40,8 @@ class ModelNames:
 class Loaded:
     """A model that is ready to run. `spec.dim` is not known yet; `settings` are what `embell.json` is to say.
 
-    `decoder` tells whether the network is a decoder, whose positions are counted for it. `unknown` is a token that a
-    static model leaves out.
+    `decoder` tells whether the network is a decoder, whose positions are counted for it. `vocabulary` is the number of
+    tokens that the network knows, `unknown` a token that a static model leaves out.
     """
 
     network: nn.Module
@@ -51,6 +52,7 @@ class Loaded:
     decoder: bool = False
     prepending: TokenPrepending | None = None
     adapter: Adapter | None = None
+    vocabulary: int | None = None
     special_tokens: bool = True
     unknown: int | None = None
     notes: tuple[str, ...] = ()
@@ -83,6 +85,8 @@ def load_model(
     Raises EncoderError.
     """
     places = _find(names)
+    if merge_adapter and places.adapter is None:
+        raise EncoderError("there is no adapter to merge; give one, or leave merge_adapter out")
     found = source.read(places.model)
     if places.adapter is not None:
         found = source.with_adapter(found, places.adapter, preset, set(given))
@@ -99,14 +103,18 @@ def load_model(
         loaded = _transformer(found, settings, asked, places, merge_adapter, target, pick_dtype(dtype, target))
     if found.lower_case:
         _lower_case(loaded.tokenizer)
-    notes = list(found.notes)
+    notes = [*found.notes, *loaded.notes]
     if not found.recorded and not {"start_layer", "pooling"} <= set(asked):
         notes.append(
             "nothing in the model's files says how to encode with it: assumed "
             + ("" if loaded.spec.start_layer == 0 or "start_layer" in asked else "a bidirectional last layer and ")
             + "the mean of all tokens, where you did not say otherwise; only training makes such a model good"
         )
-    files = list(found.files) + ([places.adapter / WEIGHTS] if places.adapter is not None else [])
+    files, said = list(found.files), {"head": settings.head, "lower_case": found.lower_case}
+    if places.adapter is not None:
+        files += [places.adapter / WEIGHTS, places.adapter / "tokenizer.json"]
+        said["adapter"] = deciding(places.adapter)
+    said = {name: value for name, value in said.items() if value}
     adapter = places.names.adapter
     spec = replace(
         loaded.spec,
@@ -114,7 +122,7 @@ def load_model(
         revision=places.names.revision,
         adapter=None if adapter is None or places.adapter is None else backbone.recorded_name(adapter, places.adapter),
         adapter_revision=places.names.adapter_revision,
-        fingerprint=backbone.fingerprint(found.network, *files),
+        fingerprint=backbone.fingerprint(found.network, files, orjson.dumps(said) if said else b""),
     )
     layers = None if loaded.adapter is None else settings.layers  # saved alone, an adapter leaves the base all its layers
     kept = replace(settings, start_layer=spec.start_layer, max_length=spec.max_length, layers=layers)
@@ -122,6 +130,9 @@ def load_model(
 
 
 def _find(names: ModelNames) -> _Places:
+    for name, revision in ((names.model, names.revision), (names.adapter, names.adapter_revision)):
+        if revision is not None and (name is None or Path(name).is_dir()):
+            raise EncoderError(f"a revision is for models of the hub; {name or backbone.EMBEDDED_NAME} is on this machine")
     directory = backbone.find(names.model, names.revision)
     base = source.base_of(directory)
     if base is None:
@@ -168,7 +179,9 @@ def _transformer(
     brings = places.adapter is not None and backbone.has_tokenizer(places.adapter)
     tokenizer = backbone.load_tokenizer(places.adapter if places.adapter is not None and brings else found.network)
     tokens = network.get_input_embeddings().num_embeddings
-    if len(tokenizer) > tokens:
+    # Gemma 3 names a token for images beyond the table: as long as no text holds it, it does no harm.
+    beyond = [name for name, token in tokenizer.get_vocab().items() if token >= tokens]
+    if not set(beyond) <= {str(token) for token in tokenizer.added_tokens_decoder.values()}:
         raise EncoderError(f"{places.model}: the tokenizer has {len(tokenizer)} tokens, the model only {tokens}")
     layers = int(network.config.get_text_config().num_hidden_layers)
     adapter = None
@@ -184,7 +197,7 @@ def _transformer(
     if settings.token_prepending is not None:
         prepending = TokenPrepending(network, *settings.token_prepending)
     limits = [settings.max_length, backbone.position_limit(network)]
-    if found.fits_tokenizer:
+    if found.fits_tokenizer and isinstance(tokenizer.model_max_length, int):
         limits.append(tokenizer.model_max_length)
     spec = _spec(
         settings,
@@ -194,7 +207,16 @@ def _transformer(
         dtype=str(dtype).removeprefix("torch."),
     )
     head = (found.head if found.head is not None else nn.Sequential()).to(device, dtype).eval()
-    return Loaded(network, head, tokenizer, spec, settings, decoder, prepending, adapter)
+    notes: tuple[str, ...] = ()
+    if tokenizer.truncation_side == "left":
+        plain = settings.query_prompt == settings.document_prompt == "{text}"
+        end = (
+            "lose their beginning: its tokenizer asks for that"
+            if plain
+            else "lose their end, or the tokenizer would cut off the prompt"
+        )
+        notes = (f"texts that are too long for this model {end}",)
+    return Loaded(network, head, tokenizer, spec, settings, decoder, prepending, adapter, tokens, notes=notes)
 
 
 def _looks_both_ways(network: Any, settings: ModelSettings, said: bool) -> bool:

@@ -52,12 +52,11 @@ class SentenceModel:
     lower_case: bool
     own_length: bool
     """Whether the files name a length; else that of the tokenizer and the positions holds."""
-    similarity: str
     notes: tuple[str, ...]
 
 
 def is_sentence_model(directory: Path) -> bool:
-    """Whether a directory is in this format, and not an embell encoder that only carries its files."""
+    """Whether a directory carries the files of this format; embell's own encoders do too."""
     return (directory / MODULES).is_file()
 
 
@@ -83,7 +82,8 @@ def read(directory: Path) -> SentenceModel:
     options = {} if static else _transformer(kinds[0][1])
     pooling, pooled, parts, layers, files = "mean", "all", [], [], []
     for kind, folder in kinds[1:]:
-        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        optional = kind in ("Normalize", "Dropout") and not (folder / "config.json").is_file()
+        config = {} if optional else read_json(folder / "config.json")
         if kind == "Pooling" and not static:
             pooling, pooled = _pooling(config, folder)
         elif kind == "Dense":
@@ -109,11 +109,6 @@ def read(directory: Path) -> SentenceModel:
     similarity = card.get("similarity_fn_name") or "cosine"
     if similarity != "cosine" and {"kind": "normalise"} not in parts:
         notes.append(f"this model was made for {similarity} similarity; embell compares by cosine")
-    tokenizer = kinds[0][1] / "tokenizer_config.json"
-    if (query or document) and tokenizer.is_file() and read_json(tokenizer).get("truncation_side") == "left":
-        notes.append(
-            "a text that is too long loses its end where there is a prompt; sentence-transformers would cut off the prompt"
-        )
     from torch import nn
 
     settings = ModelSettings(
@@ -128,7 +123,7 @@ def read(directory: Path) -> SentenceModel:
     )
     return SentenceModel(
         kinds[0][1], settings, nn.Sequential(*layers), tuple(files), bool(options.get("do_lower_case")),
-        bool(options.get("max_seq_length")), similarity, tuple(notes),
+        bool(options.get("max_seq_length")), tuple(notes),
     )  # fmt: skip
 
 
@@ -151,7 +146,7 @@ def check_own(directory: Path) -> None:
         other = next((name for name in names if name != _OWN), "nothing")
         raise EncoderError(f"{directory / MODULES}: lists {other} besides the encoder; only sentence-transformers can run that")
     card = read_json(directory / CONFIG) if (directory / CONFIG).is_file() else {}
-    if prompt := next(filter(None, (card.get("prompts") or {}).values()), None):
+    if prompt := next(filter(None, _named_prompts(card, directory).values()), None):
         raise EncoderError(
             f"{directory / CONFIG}: has a prompt of its own, {prompt!r}; put it into the prompts of {ModelSettings.FILE}"
         )
@@ -174,6 +169,8 @@ def _transformer(folder: Path) -> dict[str, Any]:
     if ways.get("text") != _AS_USUAL or options.get("module_output_name") not in (None, "token_embeddings"):
         raise EncoderError(f"{path}: reads {ways.get('text')} of the model, not its last hidden states")
     for key in ("model_args", "model_kwargs", "config_args", "config_kwargs", "tokenizer_args", "processor_kwargs"):
+        if not isinstance(options.get(key) or {}, dict):
+            raise EncoderError(f"{path}: {key} is {options[key]!r}, not a table")
         changing = set(options.get(key) or {}) - {"dtype", "torch_dtype", "attn_implementation", "trust_remote_code"}
         if changing:
             raise EncoderError(f"{path}: {key} sets {sorted(changing)[0]}, which is not supported")
@@ -184,8 +181,8 @@ def _pooling(config: dict[str, Any], folder: Path) -> tuple[str, str]:
     known = ["embedding_dimension", "word_embedding_dimension", "pooling_mode", "include_prompt", *_SWITCHES]
     check_keys(config, known, str(folder / "config.json"))
     modes = config.get("pooling_mode") or [_SWITCHES[key] for key in _SWITCHES if config.get(key)] or "mean"
-    listed = [modes] if isinstance(modes, str) else list(modes)
-    unknown = [mode for mode in listed if mode not in _MODES and mode not in _MODES.values()]
+    listed = modes if isinstance(modes, list) else [modes]
+    unknown = [mode for mode in listed if mode not in (*_MODES, *_MODES.values())]
     if unknown:
         raise EncoderError(f"{folder / 'config.json'}: unknown pooling mode {unknown[0]!r}")
     return "+".join(_MODES.get(mode, mode) for mode in listed), "all" if config.get("include_prompt", True) else "after-prompt"
@@ -221,17 +218,22 @@ def _modules(directory: Path) -> list[tuple[str, Path]]:
         raise EncoderError(f"{path}: damaged ({error})") from error
 
 
+def _named_prompts(card: dict[str, Any], directory: Path) -> dict[str, str]:
+    prompts = card.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str | None) for prompt in prompts.values()):
+        raise EncoderError(f"{directory / CONFIG}: prompts must be texts with names")
+    return prompts
+
+
 def _prompts(card: dict[str, Any], directory: Path) -> tuple[str, str, list[str]]:
     """The prompts for queries and documents, and notes: what `encode_query` and `encode_document` of that library take.
 
     Neither takes the default prompt, nor those named "passage" or "corpus".
     """
     path = directory / CONFIG
-    prompts = card.get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(isinstance(prompt, str | None) for prompt in prompts.values()):
-        raise EncoderError(f"{path}: prompts must be texts with names")
-    default = card.get("default_prompt_name")
-    if default is not None and default not in {"query", "document", *prompts}:
+    prompts = _named_prompts(card, directory)
+    default = card.get("default_prompt_name") or ""
+    if default and str(default) not in {"query", "document", *prompts}:
         raise EncoderError(f"{path}: the default prompt {default!r} is not among the prompts")
     query, document = prompts.get("query") or "", prompts.get("document") or ""
     for prompt in (query, document):

@@ -39,6 +39,10 @@ class EmbellModule(InputModule):  # type: ignore[misc]
     def max_seq_length(self) -> int:
         return self.encoder.spec.max_length
 
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        self.encoder = self.encoder.with_max_length(value)
+
     def get_embedding_dimension(self) -> int:
         return self.encoder.dim
 
@@ -76,7 +80,8 @@ class EmbellModule(InputModule):  # type: ignore[misc]
     @classmethod
     def load(cls, model_name_or_path: str, revision: str | None = None, **kwargs: Any) -> EmbellModule:
         """Load what `save` wrote, in float32 unless `model_kwargs` names a dtype."""
-        dtype = (kwargs.get("model_kwargs") or {}).get("dtype", "float32")
+        options = kwargs.get("model_kwargs") or {}
+        dtype = options.get("dtype") or options.get("torch_dtype") or "float32"
         return cls(Encoder.load(model_name_or_path, revision=revision, device="cpu", dtype=str(dtype).removeprefix("torch.")))
 
 

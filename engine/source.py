@@ -70,9 +70,19 @@ def with_adapter(base: Source, directory: Path, preset: str | None, given: set[s
         raise EncoderError(f"{directory}: a static model has no layers that an adapter could work in")
     own = ModelSettings.read(directory)
     if own is not None:
+        layers = base.settings.layers if own.layers is None else own.layers
+        parts = head.load(own.head, directory) if own.head else None
         return replace(
-            base, settings=replace(own, layers=base.settings.layers if own.layers is None else own.layers), recorded=True
-        )
+            base, settings=replace(own, layers=layers), recorded=True, head=parts, lower_case=False, fits_tokenizer=False,
+            files=(directory / head.FILE,) if own.head else (),
+        )  # fmt: skip
+    if sentence_format.is_sentence_model(directory):  # sentence-transformers saves a model with an adapter so
+        model = sentence_format.read(directory)
+        settings = replace(model.settings, layers=base.settings.layers)
+        return replace(
+            base, settings=settings, recorded=True, head=model.head, files=model.head_files, lower_case=model.lower_case,
+            fits_tokenizer=not model.own_length, notes=model.notes,
+        )  # fmt: skip
     notes = list(base.notes)
     settings = base.settings
     path = directory / _ANGLE
@@ -86,8 +96,9 @@ def with_adapter(base: Source, directory: Path, preset: str | None, given: set[s
         longest = read_json(path).get("max_length")
         if isinstance(longest, int) and longest > 0:
             settings = replace(settings, max_length=longest)
+        if settings.max_length == longest and "max_length" not in given:
             notes.append(f"texts are cut at {longest} tokens, prompt included: {_ANGLE} says so")
-        if preset == "bellm":
+        if preset == "bellm" and not {"start_layer", "pooling", "query_prompt", "document_prompt"} & given:
             notes.append(
                 "preset bellm supplies what the adapter's files lack: the prompt 'The representative word for sentence … is:\"', "
                 "the last token, and causal layers; BeLLM's own start, its last layer, equals them for the last token"
@@ -100,10 +111,12 @@ def base_of(directory: Path) -> str | None:
 
     Raises EncoderError if it holds an adapter and names none.
     """
-    if (directory / "config.json").is_file() or (
-        (directory / sentence_format.MODULES).is_file() and not (directory / adapter.CONFIG).is_file()
-    ):
+    if not (directory / adapter.CONFIG).is_file():
         return None
+    if (directory / "config.json").is_file():
+        raise EncoderError(
+            f"{directory}: holds a model and an adapter; move the adapter's files to a directory of their own, and give that as the adapter"
+        )
     base = adapter.base_of(directory)
     if base == "":
         raise EncoderError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -121,13 +122,22 @@ class ModelSettings:
         if values.pop("format", None) != 1:
             raise EncoderError(f"{path}: not a format that this version of embell reads (1)")
         check_keys(values, [f.name for f in fields(cls)], str(path))
-        return cls(**{name: _tupled(value) for name, value in values.items()})
+        settings = cls(**{name: _tupled(value) for name, value in values.items()})
+        settings.check_types(f"{path}: ")
+        return settings
+
+    def check_types(self, where: str = "") -> None:
+        """Raises EncoderError for a value of the wrong type; `where` begins the message."""
+        for name, (what, fits) in _FIELDS.items():
+            if not fits(getattr(self, name)):
+                raise EncoderError(f"{where}{name} is {getattr(self, name)!r}, not {what}")
 
     def check(self) -> None:
         """Refuse settings that mean nothing or contradict each other, whatever the model.
 
         Raises EncoderError.
         """
+        self.check_types()
         for pooling in self.pooling.split("+"):
             _one_of("pooling", pooling, POOLINGS)
         _one_of("pooled_tokens", self.pooled_tokens, POOLED_TOKENS)
@@ -158,7 +168,7 @@ class ModelSettings:
             if self.pooled_tokens == "after-prompt" and not prompt.endswith("{text}"):
                 raise EncoderError(f"pooled_tokens='after-prompt' needs a prompt that ends in {{text}}, not {prompt!r}")
         if self.token_prepending is not None:
-            if len(self.token_prepending) != 2 or not 0 <= self.token_prepending[0] <= self.token_prepending[1]:
+            if not 0 <= self.token_prepending[0] <= self.token_prepending[1]:
                 raise EncoderError(
                     f"token_prepending is (first layer, end layer) with 0 <= first <= end, not {self.token_prepending}"
                 )
@@ -168,14 +178,39 @@ class ModelSettings:
                 )
 
 
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+
+
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("pooling", "pooled_tokens", "cleanup", "on_long"), ("a word", lambda value: isinstance(value, str))),
+    **dict.fromkeys(
+        ("query_prompt", "document_prompt"),
+        ("a text or several", lambda value: isinstance(value, str) or (value != () and _texts(value))),
+    ),
+    **dict.fromkeys(
+        ("start_layer", "layers", "dim"), ("a whole number or nothing", lambda value: value is None or _whole(value))
+    ),
+    "max_length": ("a whole number", _whole),
+    "languages": ("a list of language codes", _texts),
+    "head": ("a list of layers", lambda value: isinstance(value, tuple) and all(isinstance(part, dict) for part in value)),
+    "token_prepending": (
+        "a pair of layers or nothing",
+        lambda value: value is None or (isinstance(value, tuple) and len(value) == 2 and all(map(_whole, value))),
+    ),
+}
+"""What each setting must be, in words and as a test."""
+
 PLACEHOLDER = "<PST>"
 """Where the placeholder of token prepending stands in a prompt."""
 
 
 def all_prompts(prompt: Prompt) -> tuple[str, ...]:
     """The templates of a prompt, one or several."""
-    if not prompt:
-        raise EncoderError("a prompt needs at least one template with {text} in it")
     return (prompt,) if isinstance(prompt, str) else tuple(prompt)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from embell.engine.spec import PLACEHOLDER, all_prompts
-from embell.errors import EncoderError
+from embell.errors import EncoderError, TextError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,8 +49,6 @@ class Template:
         marked = template.replace(f"{PLACEHOLDER} ", PLACEHOLDER)
         before, *between = marked.split(_SLOT)
         self.placeholder = marked.find(PLACEHOLDER)
-        if self.placeholder > len(before):  # it stands between two copies, which the settings refuse
-            raise EncoderError(f"prompt {template!r}: {PLACEHOLDER} must stand before {{text}}")
         self.before = before.replace(PLACEHOLDER, "")
         self.between = between[0] if len(between) == 2 else None
         self.after = between[-1]
@@ -103,11 +101,19 @@ class TextTokens:
             "document": [Template(prompt) for prompt in all_prompts(spec.document_prompt)],
         }
         self._prompt_lengths: dict[str, int] = {}
+        self._placeholder_id = int(tokenizer.pad_token_id == 0)  # which token it is does not matter: its state is replaced
+        templates = [template for listed in self._templates.values() for template in listed]
+        # Some models want the end of a long text, not its beginning. With a prompt in front that would cut the prompt.
+        self._unprompted = all(template.fill("") == "" for template in templates)
+        if any(self._length("", template) >= spec.max_length for template in templates if template.fill("")):
+            raise EncoderError(
+                f"the prompt alone fills the maximum length of {spec.max_length} tokens; shorten it or raise max_length"
+            )
 
     def __call__(self, texts: Sequence[str], kind: Kind) -> Tokenised:
         """The rows of all texts, in order.
 
-        Raises EncoderError if a prompt leaves no room for the text.
+        Raises TextError for a long text of which no beginning fits.
         """
         if kind not in self._templates:
             raise EncoderError(f"kind is 'document' or 'query', not {kind!r}")
@@ -137,17 +143,20 @@ class TextTokens:
         long = [at for at, row in enumerate(rows) if len(row.ids) > longest]
         if not long:
             return rows, list(range(len(rows))), long
-        if self._length("", template) >= longest:
-            raise EncoderError(f"the prompt alone fills the maximum length of {longest} tokens; shorten it or raise max_length")
-        if self._spec.on_long != "chunk":
-            for at in long:
-                rows[at] = self._cut(texts[at], template, len(rows[at].ids))
-            return rows, list(range(len(rows))), long
         pieces: list[TokenRow] = []
         owners: list[int] = []
         cut = set(long)
         for at, row in enumerate(rows):
-            parts = self._rows(self._split(texts[at], template), template) if at in cut else [row]
+            parts = [row]
+            if at in cut:
+                try:
+                    if self._spec.on_long == "chunk":
+                        parts = self._rows(self._split(texts[at], template), template)
+                    else:
+                        parts = [self._cut(texts[at], template, len(row.ids))]
+                except _NoRoomError:
+                    reason = f"has no room beside the prompt in the maximum length of {longest} tokens; raise max_length"
+                    raise TextError([at], reason) from None
             pieces += parts
             owners += [at] * len(parts)
         return pieces, owners, long
@@ -167,7 +176,7 @@ class TextTokens:
                     begin, end = _text_span(spans, *template.slot(text), bool(template.after))
                 if template.placeholder >= 0:
                     place = next((i for i, (_, last) in enumerate(spans) if last > template.placeholder), len(ids))
-                    ids = [*ids[:place], 0, *ids[place:]]  # which token it is does not matter: its state is replaced
+                    ids = [*ids[:place], self._placeholder_id, *ids[place:]]
                     begin += self._spec.pooled_tokens != "all" and begin >= place
                     end += end >= place
             rows.append(TokenRow(ids, begin, end, place))
@@ -193,12 +202,9 @@ class TextTokens:
         return self._prompt_lengths[template.before]
 
     def _cut(self, text: str, template: Template, length: int) -> TokenRow:
-        """The row of the longest beginning of the text that fits (of its end, if the model's tokenizer cuts at the left).
-
-        The text is cut, never the prompt around it.
-        """
-        whole = template.plain and template.placeholder < 0
-        if whole and (self._tokenizer.truncation_side == "right" or not template.before):  # a model may want the end
+        """The row of the longest beginning of the text that fits. The text is cut, never the prompt around it."""
+        its_own = self._tokenizer.truncation_side == "right" or self._unprompted
+        if template.plain and template.placeholder < 0 and its_own:
             return self._rows([text], template, cut=True)[0]
         ends = self._ends(text)
         keep = len(ends) - -(-(length - self._spec.max_length) // template.copies)
@@ -213,10 +219,7 @@ class TextTokens:
                 return keep, row
             # a cut can split a merge into more tokens than it had
             keep -= max(1, (len(row.ids) - self._spec.max_length) // template.copies)
-        raise EncoderError(
-            f"the prompt leaves no room for a text in the maximum length of {self._spec.max_length} tokens; "
-            "shorten it or raise max_length"
-        )
+        raise _NoRoomError
 
     def _split(self, text: str, template: Template) -> list[str]:
         """The text in pieces that fit, cut between words where there is one in the last quarter of a piece."""
@@ -242,6 +245,10 @@ class TextTokens:
         """Where each token of the text ends, in characters."""
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return [end for _, end in encoded["offset_mapping"]]
+
+
+class _NoRoomError(Exception):
+    """Not even the first character of a text fits beside the prompt."""
 
 
 def _without(row: TokenRow, token: int) -> TokenRow:
