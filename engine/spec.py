@@ -190,7 +190,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("pooling", "pooled_tokens", "cleanup", "on_long"), ("a word", lambda value: isinstance(value, str))),
     **dict.fromkeys(
         ("query_prompt", "document_prompt"),
-        ("a text or several", lambda value: isinstance(value, str) or (value != () and _texts(value))),
+        ("a template, or a list of them", lambda value: isinstance(value, str) or (value != () and _texts(value))),
     ),
     **dict.fromkeys(
         ("start_layer", "layers", "dim"), ("a whole number or nothing", lambda value: value is None or _whole(value))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -314,5 +317,6 @@ def test_without_matplotlib_the_command_names_the_extra(
     embell: Run, models: Callable[[str], Path], pairs: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "matplotlib.py").write_text("raise ImportError('not here')")
-    done = embell("layers", pairs, "--plot", tmp_path / "plot.png", PYTHONPATH=str(tmp_path))
-    done.fails(1, "matplotlib", "pip install 'embell[plot]'")
+    command = [sys.executable, "-m", "embell", "layers", str(pairs), "--plot", str(tmp_path / "plot.png")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    Ran(done.returncode, done.stdout, done.stderr).fails(1, "matplotlib", "pip install 'embell[plot]'")

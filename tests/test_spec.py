@@ -187,7 +187,7 @@ def test_damaged_settings_are_refused_with_their_place(content: str, message: st
         ({"pooled_tokens": "after-prompt", "query_prompt": "of {text} it"}, r"needs a prompt that ends in \{text\}"),
         ({"query_prompt": "{text} {text} {text}"}, "exactly once, or twice for an echo"),
         ({"query_prompt": ("of {text}", "of")}, "exactly once, or twice for an echo"),
-        ({"query_prompt": ()}, "at least one template"),
+        ({"query_prompt": ()}, r"query_prompt is \(\), not a template"),
         ({"pooling": "mean+medium"}, "unknown pooling 'medium'"),
         ({"pooled_tokens": "txt"}, "unknown pooled_tokens 'txt', did you mean 'text'"),
         ({"cleanup": "periods"}, "unknown cleanup 'periods', did you mean 'period'"),
