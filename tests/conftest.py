@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from forked import Started
+
+collect_ignore = ["test_mteb.py"] if sys.version_info < (3, 11) else []  # mteb is not to be had there
 
 settings.register_profile(
     "embell", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
