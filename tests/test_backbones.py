@@ -120,7 +120,7 @@ def padding(backbone: Backbone) -> None:
                 ids, mask = pad([text], len(text) + pads, side)
                 states = run(model, ids, mask)[0, mask[0].bool()]
                 assert differs(states, alone) < 1e-5, f"{len(text)} tokens alone, {pads} pads, padding {side}"
-    for pads in range(1, 65):
+    for pads in (*range(1, 10), 13, 16, 21, 31, 32, 33, 47, 63, 64):
         length = LENGTH + pads
         neighbour = texts(length, seed=pads)[0]
         (left, left_mask), (right, right_mask) = pad([text, neighbour], length, "left"), pad([text], length, "right")

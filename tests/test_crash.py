@@ -19,7 +19,7 @@ from embell.indexers.exact import renormalise
 from forked import Started
 
 Run = Callable[..., Ran]
-ROWS = 320
+ROWS = 200
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(source: Path, target: Path) -> Started:
-    return Started(["index", str(source), "--to", str(target), "--commit-rows", "32", "--json"])
+    return Started(["index", str(source), "--to", str(target), "--commit-rows", "20", "--json"])
 
 
 def content(target: Path) -> dict[str, dict[str, Any]]:
