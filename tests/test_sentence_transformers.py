@@ -224,7 +224,9 @@ def test_files_of_older_versions(plain: dict[str, Path], tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "minilm"])
-def test_order_batch_and_neighbours_do_not_change_a_vector(plain: dict[str, Path], tmp_path: Path, kind: str) -> None:
+def test_order_batch_neighbours_and_padding_side_do_not_change_a_vector(
+    plain: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
     directory = MINILM
     if kind != "minilm":
         qwen3(tmp_path, plain[kind]) if kind == "qwen3" else save(tmp_path, plain[kind], pooling=("mean", "max"))
@@ -236,6 +238,9 @@ def test_order_batch_and_neighbours_do_not_change_a_vector(plain: dict[str, Path
     np.testing.assert_allclose(np.concatenate([encoder.encode(text) for text in TEXTS]), together, atol=1e-5)
     small = Encoder.load(directory, dtype="float32", batch_tokens=20)
     np.testing.assert_allclose(small.encode(TEXTS), together, atol=1e-5)
+    for side in ("left", "right"):  # absolute positions would move with the padding
+        encoder.tokenizer.padding_side = side
+        np.testing.assert_allclose(encoder.encode(TEXTS), together, atol=1e-5)
 
 
 def change(path: Path, how: Callable[[Any], Any]) -> None:
