@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +17,24 @@ import torch
 from torch import Tensor
 
 from embell.engine import backbone, bellm, head, sentence_format, static
+from embell.engine.fast_files import FastNetwork
 from embell.engine.loading import SETTINGS, Loaded, ModelNames, load_model
+from embell.engine.packed import Packing, pool_packed
 from embell.engine.pooling import pool
 from embell.engine.presets import PRESETS
 from embell.engine.spec import EncoderSpec, Prompt
 from embell.engine.tokens import Kind, TextTokens, Tokenised, TokenRow
+from embell.engine.workers import each_on_a_core
 from embell.errors import EncoderError, TextError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from transformers import PreTrainedTokenizerBase
 
 Vectors = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
 WINDOW = 8192
-"""Texts that are read ahead, sorted by length and encoded together."""
+"""Texts that are sorted by length and encoded together. Of a stream, the next window is read and tokenised meanwhile."""
 
 
 class _FromModel:
@@ -61,32 +67,53 @@ class Batch:
 class Encoder:
     """Turns texts into float32 rows of length 1. Make one with `Encoder.load`."""
 
-    def __init__(self, loaded: Loaded, batch_tokens: int) -> None:
+    def __init__(self, loaded: Loaded, batch_tokens: int | None = None) -> None:
         """`load` makes one; `batch_tokens` limits the tokens of a batch, padding included.
 
         Raises EncoderError if a narrower width is asked for than the model has.
         """
         self._loaded = loaded
-        self.network = loaded.network
         self.head = loaded.head
-        self.tokenizer = loaded.tokenizer
         self.decoder = loaded.decoder
         """Whether the layers below the start layer are causal; those of BERT and its kin look both ways by nature."""
         self.notes = loaded.notes
         """What a user should know of how the model was loaded: what was assumed, because no file says it."""
         self._batch_tokens = batch_tokens
-        pad = self.tokenizer.pad_token_id
-        self._pad = pad if pad is not None else getattr(getattr(self.network, "config", None), "pad_token_id", None) or 0
+        longest = loaded.fast[0].longest if loaded.fast else None
+        self._fast = loaded.fast if longest is None or longest >= loaded.spec.max_length else ()
+        pad = loaded.tokenizer.pad_token_id
+        if pad is None and not self._fast:
+            pad = getattr(getattr(loaded.reference.network(), "config", None), "pad_token_id", None)
+        self._pad = pad or 0
         known = loaded.vocabulary
-        self._beyond = known if known is not None and len(self.tokenizer) > known else None
+        self._beyond = known if known is not None and len(loaded.tokenizer) > known else None
         self.spec = loaded.spec
         place = 0 if loaded.prepending is not None else -1
         token = int(self._pad == 0)  # padding without a mask would be warned of
-        width = self.vectors(self.collate([TokenRow([token, token], 0, 2, place)])).shape[1]
+        width = self._encode_batch([TokenRow([token, token], 0, 2, place)]).shape[1]
         if loaded.settings.dim is not None and loaded.settings.dim > width:
             raise EncoderError(f"dim {loaded.settings.dim} is more than the model's vectors have: {width}")
         self.spec = replace(loaded.spec, dim=loaded.settings.dim or width)
-        self.tokens = TextTokens(self.tokenizer, self.spec, loaded.special_tokens, loaded.unknown)
+        self.tokens = TextTokens(loaded.tokenizer, self.spec, loaded.special_tokens, loaded.unknown)
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The model as transformers has it. Whoever takes it may change it, so from then on `encode` runs it too."""
+        self._loaded.reference.taken = True
+        return self._loaded.reference.network()
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer as transformers has it; from then on `encode` uses it too."""
+        tokenizer = self._loaded.reference.tokenizer()
+        if self.tokens.tokenizer is not tokenizer:
+            self.tokens = TextTokens(tokenizer, self.spec, self._loaded.special_tokens, self._loaded.unknown)
+        return tokenizer
+
+    @property
+    def fast(self) -> tuple[FastNetwork, ...]:
+        """What `encode` computes with, one a device; empty where that is transformers' own network."""
+        return () if self._loaded.reference.taken else self._fast
 
     @property
     def dim(self) -> int:
@@ -96,7 +123,7 @@ class Encoder:
     @property
     def device(self) -> torch.device:
         """Where the encoder computes."""
-        return next(self.network.parameters()).device
+        return self._loaded.device
 
     @classmethod
     def load(
@@ -147,7 +174,7 @@ class Encoder:
             torch.set_num_threads(threads)
         names = ModelNames(model, revision, adapter, adapter_revision)
         loaded = load_model(names, given, preset=preset, merge_adapter=merge_adapter, device=device, dtype=dtype)
-        return cls(loaded, batch_tokens or (65_536 if loaded.device.type == "cuda" else 4096))
+        return cls(loaded, batch_tokens)
 
     @classmethod
     def from_spec(cls, spec: EncoderSpec, **options: Any) -> Encoder:
@@ -177,17 +204,18 @@ class Encoder:
         """
         target = Path(directory)
         target.mkdir(parents=True, exist_ok=True)
+        network, tokenizer = self._loaded.reference.network(), self._loaded.reference.tokenizer()
         with backbone.quietly():
             if self._loaded.adapter is not None:
-                self._loaded.adapter.save(self.network, target, self.spec.backbone)
+                self._loaded.adapter.save(network, target, self.spec.backbone)
             elif (target / "adapter_config.json").is_file():
                 raise EncoderError(f"{target}: holds an adapter, which the model would be mixed up with; save to a new directory")
             else:
-                self.network.save_pretrained(target)  # type: ignore[operator]
-        if isinstance(self.network, static.StaticNetwork):
-            self.tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
+                network.save_pretrained(target)  # type: ignore[operator]
+        if isinstance(network, static.StaticNetwork):
+            tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
         else:
-            self.tokenizer.save_pretrained(target)
+            tokenizer.save_pretrained(target)
         head.save(self.head, target)
         self._loaded.settings.write(target)
         sentence_format.write(target)
@@ -249,13 +277,25 @@ class Encoder:
         """
         source = iter(texts)
         counts = report if report is not None else EncodeReport()
-        position = 0
-        while window := list(islice(source, WINDOW)):
-            vectors = self._encode_window(window, kind, counts, progress, position)[:, : self.dim]
-            if normalize:
-                vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-            yield vectors
-            position += len(window)
+        window = list(islice(source, WINDOW))
+        prepared = self._prepare(window, kind, 0) if window else None
+        position, failure = len(window), None
+        with ThreadPoolExecutor(1, "embell-tokens") as ahead:
+            while prepared is not None:
+                following = None
+                try:
+                    if len(window) == WINDOW and (window := list(islice(source, WINDOW))):
+                        following = ahead.submit(self._prepare, window, kind, position)
+                        position += len(window)
+                except Exception as error:  # what was read before it is to be encoded first
+                    failure = error
+                vectors = self._encode_window(prepared, counts, progress)[:, : self.dim]
+                if normalize:
+                    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+                yield vectors
+                if failure is not None:
+                    raise failure
+                prepared = None if following is None else following.result()
 
     def tokenise(self, texts: Sequence[str], kind: Kind) -> Tokenised:
         """The token rows of texts, as they are to be run.
@@ -278,30 +318,31 @@ class Encoder:
             )
         return tokenised
 
-    def _encode_window(
-        self, texts: list[str], kind: Kind, report: EncodeReport, progress: Callable[[int], None] | None, position: int
-    ) -> Vectors:
-        """Vectors `(n, width)` of one window, before they are cut to `dim` and normalised."""
+    def _prepare(self, texts: list[str], kind: Kind, position: int) -> _Window:
+        """The token rows of one window, which begins at the `position`th text; equal texts stand in it once."""
         unique: dict[str, int] = {}
         inverse = np.array([unique.setdefault(text, len(unique)) for text in texts])
         try:
-            tokenised = self.tokenise(list(unique), kind)
+            return _Window(inverse, self.tokenise(list(unique), kind))
         except TextError as error:
             places = np.flatnonzero(np.isin(inverse, error.positions))
             raise TextError([position + int(at) for at in places], error.reason) from None
+
+    def _encode_window(self, window: _Window, report: EncodeReport, progress: Callable[[int], None] | None) -> Vectors:
+        """Vectors `(n, width)` of one window, before they are cut to `dim` and normalised."""
+        inverse, tokenised = window.inverse, window.tokenised
         rows, owners = tokenised.rows, np.array(tokenised.owners)
         lengths = np.array([len(row.ids) for row in rows])
-        repeats = np.bincount(inverse, minlength=len(unique))
-        report.texts += len(texts)
+        repeats = np.bincount(inverse)
+        report.texts += len(inverse)
         report.tokens += int((lengths * repeats[owners]).sum())
         if tokenised.long:
             name = "chunked" if self.spec.on_long == "chunk" else "truncated"
             setattr(report, name, getattr(report, name) + int(repeats[tokenised.long].sum()))
 
-        left = np.bincount(owners, minlength=len(unique))  # rows of each text that are still to be done
+        left = np.bincount(owners, minlength=len(repeats))  # rows of each text that are still to be done
         vectors: Any = None
-        for batch in batches_by_length(lengths.tolist(), self._batch_tokens):
-            block = self._encode_batch([rows[row] for row in batch])
+        for batch, block in self._encode_batches(rows, lengths):
             if vectors is None:
                 vectors = np.zeros((len(rows), block.shape[1]), dtype=np.float32)
             vectors[batch] = block
@@ -309,17 +350,52 @@ class Encoder:
                 np.subtract.at(left, owners[batch], 1)
                 finished = np.unique(owners[batch])
                 progress(int(repeats[finished[left[finished] == 0]].sum()))
-        if len(rows) > len(unique):
+        if len(rows) > len(repeats):
             parts = vectors * np.array(tokenised.weights, dtype=np.float32)[:, None]
-            vectors = np.zeros((len(unique), vectors.shape[1]), dtype=np.float32)
+            vectors = np.zeros((len(repeats), vectors.shape[1]), dtype=np.float32)
             np.add.at(vectors, owners, parts)
         spread: Vectors = vectors[inverse]
         return spread
 
-    @torch.inference_mode()
+    def _encode_batches(self, rows: list[TokenRow], lengths: np.ndarray) -> Iterator[tuple[np.ndarray, Vectors]]:
+        """Indices of rows and their vectors, batch by batch, each row once."""
+        cuda = self.device.type == "cuda"
+        budget = self._batch_tokens or (65_536 if cuda else 1024 if self.fast else 4096)
+        batches = batches_by_length(lengths.tolist(), budget, padded=not self.fast)
+        if self.fast and not cuda:
+            yield from each_on_a_core(lambda batch: self._encode_batch([rows[row] for row in batch]), batches)
+            return
+        # A graphics card computes while the next batch is made ready, and several cards take turns.
+        ahead = 2 * max(1, len(self.fast)) if cuda else 0
+        waiting: deque[tuple[np.ndarray, Tensor]] = deque()
+        for turn, batch in enumerate(batches):
+            waiting.append((batch, self._launch([rows[row] for row in batch], turn)))
+            while len(waiting) > ahead:
+                done, vectors = waiting.popleft()
+                yield done, vectors.cpu().numpy()
+        for done, vectors in waiting:
+            yield done, vectors.cpu().numpy()
+
     def _encode_batch(self, rows: list[TokenRow]) -> Vectors:
-        out: Vectors = self.vectors(self.collate(rows)).cpu().numpy()
+        """Vectors of rows, which stand longest first."""
+        out: Vectors = self._launch(rows).cpu().numpy()
         return out
+
+    @torch.inference_mode()
+    def _launch(self, rows: list[TokenRow], turn: int = 0) -> Tensor:
+        """Vectors of rows, on the device; where there are several cards, on that whose turn it is."""
+        if not self.fast:
+            return self.vectors(self.collate(rows))
+        which = turn % len(self.fast)
+        network, head = self.fast[which], self._loaded.heads[which]
+        ids = torch.tensor(list(chain.from_iterable(row.ids for row in rows)))
+        if network.device.type == "cuda":
+            ids = ids.pin_memory().to(network.device, non_blocking=True)
+        packing = Packing(tuple(len(row.ids) for row in rows), network.device)
+        for states in network.states(ids, packing):  # noqa: B007  (only the last are needed)
+            pass
+        begins, ends = ([getattr(row, border) for row in rows] for border in ("begin", "end"))
+        return after_pooling(pool_packed(states, packing, begins, ends, self.spec.pooling), head)
 
     def collate(self, rows: Sequence[TokenRow]) -> Batch:
         """The rows as one right-padded batch on the encoder's device."""
@@ -336,14 +412,7 @@ class Encoder:
         """The float32 vectors `(n, width)` of a batch's rows, as the head leaves them; gradients flow."""
         states = self.forward(batch).last_hidden_state
         # Weights by place count from the text's first token, whatever is left out of the pooling.
-        return self.after_pooling(pool(states, batch.pooled, self.spec.pooling, batch.real.long().argmax(dim=1)))
-
-    def after_pooling(self, pooled: Tensor) -> Tensor:
-        """What the head makes of pooled states, float32."""
-        if len(self.head):
-            weight = next(self.head.parameters(), None)
-            pooled = self.head(pooled if weight is None else pooled.to(weight.dtype)).float()
-        return pooled
+        return after_pooling(pool(states, batch.pooled, self.spec.pooling, batch.real.long().argmax(dim=1)), self.head)
 
     def forward(self, batch: Batch, **options: Any) -> Any:
         """What the network returns for a batch; `options` are those of its own forward, such as output_hidden_states."""
@@ -359,13 +428,36 @@ class Encoder:
             return bellm.forward(self.network, batch.input_ids, attention, **options)
 
 
-def batches_by_length(lengths: Sequence[int], budget: int) -> list[np.ndarray]:
-    """Rows grouped by similar length, longest first, at most `budget` tokens a batch, padding included."""
+@dataclass(frozen=True)
+class _Window:
+    """Texts that are encoded together: their token rows, each text once, and which of those each text is."""
+
+    inverse: np.ndarray
+    tokenised: Tokenised
+
+
+def after_pooling(pooled: Tensor, head: torch.nn.Sequential) -> Tensor:
+    """What the head makes of pooled states, float32."""
+    if len(head):
+        weight = next(head.parameters(), None)
+        pooled = head(pooled if weight is None else pooled.to(weight.dtype)).float()
+    return pooled
+
+
+def batches_by_length(lengths: Sequence[int], budget: int, padded: bool = True) -> list[np.ndarray]:
+    """Rows grouped by similar length, longest first, at most `budget` tokens a batch, counting padding if they are `padded`.
+
+    A row that is longer than the budget is a batch of its own.
+    """
     order = np.argsort(-np.asarray(lengths), kind="stable")
+    ends = np.cumsum(np.asarray(lengths)[order])
     batches = []
     begin = 0
     while begin < len(order):
-        size = max(1, budget // lengths[order[begin]])
-        batches.append(order[begin : begin + size])
-        begin += size
+        if padded:
+            size = budget // lengths[order[begin]]
+        else:
+            size = int(np.searchsorted(ends, budget + (ends[begin - 1] if begin else 0), side="right")) - begin
+        batches.append(order[begin : begin + max(1, size)])
+        begin += len(batches[-1])
     return batches

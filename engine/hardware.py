@@ -26,6 +26,13 @@ def pick_device(device: str | None) -> torch.device:
     return target
 
 
+def other_devices(device: torch.device) -> list[torch.device]:
+    """The graphics cards of this machine beside the one picked, empty on a CPU."""
+    if device.type != "cuda":
+        return []
+    return [torch.device("cuda", index) for index in range(1, torch.cuda.device_count())]
+
+
 def pick_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
     """The dtype that was named, else bf16 where the hardware computes in it.
 

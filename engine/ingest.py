@@ -100,7 +100,7 @@ class _Writer:
         if self.manifest.chunk is not None:
             from embell.indexers.chunking import Chunker
 
-            self.chunker = Chunker(collection.encoder.tokenizer.backend_tokenizer, self.manifest.chunk)
+            self.chunker = Chunker(collection.encoder.tokens.tokenizer.backend_tokenizer, self.manifest.chunk)
 
     def take(self, pending: _Pending) -> None:
         self.pending.append(pending)

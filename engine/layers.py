@@ -16,7 +16,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from embell.engine.encoder import Batch, batches_by_length
+from embell.engine.encoder import Batch, after_pooling, batches_by_length
 from embell.engine.pooling import pool
 from embell.engine.tokens import TokenRow
 from embell.errors import CorpusError, EncoderError
@@ -329,7 +329,7 @@ def vectors_at(encoder: Encoder, states: States, state: Tensor, batch: Batch, po
     first = batch.real.long().argmax(dim=1)
     normed = pool(states.normed(state), batch.pooled, pooling, first)
     if pooling.count("+") == encoder.spec.pooling.count("+"):
-        normed = encoder.after_pooling(normed)
+        normed = after_pooling(normed, encoder.head)
     yield normed[:, : encoder.spec.dim]
     yield pool(state, batch.pooled, pooling, first)
 

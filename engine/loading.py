@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +13,17 @@ import orjson
 import torch
 from torch import nn
 
-from embell.engine import backbone, bellm, source, static
+from embell.engine import backbone, source, static
 from embell.engine.adapter import WEIGHTS, Adapter, deciding
-from embell.engine.hardware import pick_device, pick_dtype
+from embell.engine.direction import check_both_ways, check_start, direct, looks_both_ways
+from embell.engine.fast_files import FastNetwork, probe, read_network
+from embell.engine.fast_llama import FastLlama
+from embell.engine.hardware import other_devices, pick_device, pick_dtype
 from embell.engine.prepending import TokenPrepending
 from embell.engine.presets import preset as find_preset
-from embell.engine.spec import EncoderSpec, ModelSettings, all_prompts
+from embell.engine.reference import Reference
+from embell.engine.spec import EncoderSpec, ModelSettings
+from embell.engine.tokenizer import TextTokenizer, read_tokenizer
 from embell.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -40,15 +47,20 @@ class ModelNames:
 class Loaded:
     """A model that is ready to run. `spec.dim` is not known yet; `settings` are what `embell.json` is to say.
 
-    `decoder` tells whether the network is a decoder, whose positions are counted for it. `vocabulary` is the number of
-    tokens that the network knows, `unknown` a token that a static model leaves out.
+    `fast` computes the same as the reference's network, on each device, if the model is of a family that it knows; `heads`
+    are copies of the head for those devices. `decoder` tells whether
+    the network is a decoder, whose positions are counted for it. `vocabulary` is the number of tokens that the network
+    knows, `unknown` a token that a static model leaves out.
     """
 
-    network: nn.Module
+    reference: Reference
     head: nn.Sequential
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: TextTokenizer
     spec: EncoderSpec
     settings: ModelSettings
+    device: torch.device
+    fast: tuple[FastNetwork, ...] = ()
+    heads: tuple[nn.Sequential, ...] = ()
     decoder: bool = False
     prepending: TokenPrepending | None = None
     adapter: Adapter | None = None
@@ -56,10 +68,6 @@ class Loaded:
     special_tokens: bool = True
     unknown: int | None = None
     notes: tuple[str, ...] = ()
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.network.parameters()).device
 
 
 @dataclass(frozen=True)
@@ -97,12 +105,11 @@ def load_model(
     settings = replace(found.settings, **asked)
     settings.check()
     target = pick_device(device)
+    others = other_devices(target) if device is None else []
     if found.static:
         loaded = _static(found, settings, asked, target)
     else:
-        loaded = _transformer(found, settings, asked, places, merge_adapter, target, pick_dtype(dtype, target))
-    if found.lower_case:
-        _lower_case(loaded.tokenizer)
+        loaded = _transformer(found, settings, asked, places, merge_adapter, target, others, pick_dtype(dtype, target))
     notes = [*found.notes, *loaded.notes]
     if not found.recorded and not {"start_layer", "pooling"} <= set(asked):
         notes.append(
@@ -162,7 +169,11 @@ def _static(found: source.Source, settings: ModelSettings, asked: dict[str, Any]
     network, tokenizer, unknown = static.load(found.network)
     spec = _spec(settings, layers=0, start_layer=None, dtype="float32")
     head = (found.head if found.head is not None else nn.Sequential()).to(device).eval()
-    return Loaded(network.to(device).eval(), head, tokenizer, spec, settings, special_tokens=False, unknown=unknown)
+    if found.lower_case:
+        _lower_case(tokenizer)
+    network.to(device).eval()
+    reference = Reference(lambda: network, lambda: tokenizer)
+    return Loaded(reference, head, tokenizer, spec, settings, device, special_tokens=False, unknown=unknown)
 
 
 def _transformer(
@@ -172,37 +183,55 @@ def _transformer(
     places: _Places,
     merge_adapter: bool,
     device: torch.device,
+    others: Sequence[torch.device],
     dtype: torch.dtype,
 ) -> Loaded:
-    loaded, total = backbone.load_network(found.network, dtype, settings.layers)
-    network: Any = loaded
-    brings = places.adapter is not None and backbone.has_tokenizer(places.adapter)
-    tokenizer = backbone.load_tokenizer(places.adapter if places.adapter is not None and brings else found.network)
-    tokens = network.get_input_embeddings().num_embeddings
+    files = places.adapter if places.adapter is not None and backbone.has_tokenizer(places.adapter) else found.network
+
+    def whole_tokenizer() -> PreTrainedTokenizerBase:
+        tokenizer = backbone.load_tokenizer(files)
+        if found.lower_case:
+            _lower_case(tokenizer)
+        return tokenizer
+
+    said = found.recorded or "start_layer" in asked
+
+    def load() -> _Network:
+        return _network(found, settings, said, places, merge_adapter, device, dtype)
+
+    fast: tuple[FastNetwork, ...] = ()
+    if places.adapter is None and settings.token_prepending is None:
+        read = [
+            read_network(found.network, dtype, one, settings.layers, settings.start_layer) for one in (device, *others)
+        ]
+        fast = tuple(one for one in read if one is not None)
+    if fast and fast[0].longest is not None and fast[0].longest < min(settings.max_length, fast[0].positions):
+        fast = ()
+    if fast:
+        network = fast[0]
+        known = _Network(nn.Module(), network.layers, network.start, network.decoder, network.vocabulary, network.positions)
+        if isinstance(network, FastLlama):
+            check_start(settings, network.layers)
+        else:
+            check_both_ways(settings, network.layers, said, network.shape.family)
+        probe(network)
+        reference = Reference(lambda: load().module, whole_tokenizer)
+    else:
+        known = load()
+        reference = Reference(lambda: known.module, whole_tokenizer)
+    read_from_files = read_tokenizer(files) if fast and not found.lower_case else None
+    tokenizer: TextTokenizer = read_from_files if read_from_files is not None else reference.tokenizer()
     # Gemma 3 names a token for images beyond the table: as long as no text holds it, it does no harm.
-    beyond = [name for name, token in tokenizer.get_vocab().items() if token >= tokens]
+    beyond = [name for name, token in tokenizer.get_vocab().items() if token >= known.tokens]
     if not set(beyond) <= {str(token) for token in tokenizer.added_tokens_decoder.values()}:
-        raise EncoderError(f"{places.model}: the tokenizer has {len(tokenizer)} tokens, the model only {tokens}")
-    layers = int(network.config.get_text_config().num_hidden_layers)
-    adapter = None
-    if places.adapter is not None:
-        adapter = Adapter(network, places.adapter, range(layers, total))
-        if merge_adapter:
-            adapter.merge()
-            adapter = None
-    network.eval().to(device)
-    decoder = not _looks_both_ways(network, settings, found.recorded or "start_layer" in asked)
-    start = _direct(network, settings, layers) if decoder else 0
-    prepending = None
-    if settings.token_prepending is not None:
-        prepending = TokenPrepending(network, *settings.token_prepending)
-    limits = [settings.max_length, backbone.position_limit(network)]
+        raise EncoderError(f"{places.model}: the tokenizer has {len(tokenizer)} tokens, the model only {known.tokens}")
+    limits = [settings.max_length, known.positions]
     if found.fits_tokenizer and isinstance(tokenizer.model_max_length, int):
         limits.append(tokenizer.model_max_length)
     spec = _spec(
         settings,
-        layers=layers,
-        start_layer=start if start < layers else None,
+        layers=known.layers,
+        start_layer=known.start if known.start < known.layers else None,
         max_length=min(limit for limit in limits if limit is not None),
         dtype=str(dtype).removeprefix("torch."),
     )
@@ -216,62 +245,51 @@ def _transformer(
             else "lose their end, or the tokenizer would cut off the prompt"
         )
         notes = (f"texts that are too long for this model {end}",)
-    return Loaded(network, head, tokenizer, spec, settings, decoder, prepending, adapter, tokens, notes=notes)
+    return Loaded(
+        reference, head, tokenizer, spec, settings, device, fast, tuple(copy.deepcopy(head).to(one.device) for one in fast),
+        known.decoder, known.prepending, known.adapter, known.tokens, notes=notes,
+    )  # fmt: skip
 
 
-def _looks_both_ways(network: Any, settings: ModelSettings, said: bool) -> bool:
-    """Whether the model is no decoder: every layer looks both ways by itself.
+@dataclass(frozen=True)
+class _Network:
+    """A network and what is to be known of it; `module` is empty where only the fast path has read it."""
 
-    `said` tells whether anybody asked for the start layer. Raises EncoderError if only some layers do, or if the
-    settings are those of a decoder.
-    """
-    name, ahead = network.config.model_type, bellm.looks_ahead(network)
-    if not any(ahead):
-        return False
-    if not all(ahead):
-        raise EncoderError(
-            f"layer {ahead.index(True)} of this {name} model looks both ways and layer {ahead.index(False)} does not; "
-            "embell makes layers bidirectional itself, from causal ones"
-        )
-    means_nothing = {
-        "a start layer": said and settings.start_layer not in (None, 0, -len(ahead)),
-        "token prepending": settings.token_prepending is not None,
-        "an echo": _echoes(settings),
-    }
-    for what, wanted in means_nothing.items():
-        if wanted:
-            raise EncoderError(f"{what} is for decoders; every layer of this {name} model looks both ways already")
-    return True
+    module: nn.Module
+    layers: int
+    start: int
+    decoder: bool
+    tokens: int
+    positions: int | None
+    prepending: TokenPrepending | None = None
+    adapter: Adapter | None = None
 
 
-def _direct(network: Any, settings: ModelSettings, layers: int) -> int:
-    """Let the layers of a decoder look as the settings ask, and prove it; returns the first that looks both ways.
-
-    Raises EncoderError for settings that would change nothing, or work against each other.
-    """
-    start = bellm.resolve_start(settings.start_layer, layers)
-    if start == layers - 1 and settings.pooling == "last":
-        raise EncoderError(
-            f"start layer {start} with last-token pooling equals the causal model: the last token already sees every "
-            f"other, and no layer follows. Use mean pooling, or a start layer of at most {layers - 2}"
-        )
-    if start == layers and settings.pooling == "cls":
-        raise EncoderError("cls pooling reads the first token, which sees no other in a causal model; use mean or last")
-    if start == 0 and _echoes(settings):
-        raise EncoderError("with start layer 0 every token sees all others; an echo would only double the length")
-    if settings.token_prepending is not None and start < settings.token_prepending[1] <= layers:
-        raise EncoderError(
-            f"token prepending up to layer {settings.token_prepending[1]} reaches into the bidirectional layers from {start} on, "
-            "which need no such help; end it at the start layer or before"
-        )
-    bellm.make_bidirectional(network, start)
-    bellm.probe(network, start)
-    return start
-
-
-def _echoes(settings: ModelSettings) -> bool:
-    prompts = (*all_prompts(settings.query_prompt), *all_prompts(settings.document_prompt))
-    return any(prompt.count("{text}") == 2 for prompt in prompts)
+def _network(
+    found: source.Source,
+    settings: ModelSettings,
+    said: bool,
+    places: _Places,
+    merge_adapter: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> _Network:
+    """The network in transformers' form, its layers directed; `said` tells whether anybody asked for the start layer."""
+    loaded, total = backbone.load_network(found.network, dtype, settings.layers)
+    network: Any = loaded
+    layers = int(network.config.get_text_config().num_hidden_layers)
+    adapter = None
+    if places.adapter is not None:
+        adapter = Adapter(network, places.adapter, range(layers, total))
+        if merge_adapter:
+            adapter.merge()
+            adapter = None
+    network.eval().to(device)
+    decoder = not looks_both_ways(network, settings, said)
+    start = direct(network, settings, layers) if decoder else 0
+    prepending = None if settings.token_prepending is None else TokenPrepending(network, *settings.token_prepending)
+    tokens = network.get_input_embeddings().num_embeddings
+    return _Network(network, layers, start, decoder, tokens, backbone.position_limit(network), prepending, adapter)
 
 
 def _lower_case(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from embell.engine.spec import PLACEHOLDER, all_prompts
 from embell.errors import EncoderError, TextError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from tokenizers import Encoding
 
     from embell.engine.spec import EncoderSpec
+    from embell.engine.tokenizer import TextTokenizer
 
 Kind = Literal["document", "query"]
 _SLOT = "{text}"
 
+_TOKENIZING = threading.Lock()
+"""A tokenizer's limit on length is part of its state: whoever sets it must be alone until the texts are through."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class TokenRow:
     """The tokens of one prompted text, or of one piece of it.
 
@@ -89,10 +94,10 @@ class TextTokens:
     """Turns texts into token rows as a spec says."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, spec: EncoderSpec, special_tokens: bool = True, unknown: int | None = None
+        self, tokenizer: TextTokenizer, spec: EncoderSpec, special_tokens: bool = True, unknown: int | None = None
     ) -> None:
         """`unknown` is a token id that is left out where a text has others (static models)."""
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._spec = spec
         self._special = special_tokens
         self._unknown = unknown
@@ -167,11 +172,11 @@ class TextTokens:
         encoded = self._encode([template.fill(text) for text in texts], offsets, cut)
         skip = self._prompt_length(template) if self._spec.pooled_tokens == "after-prompt" else 0
         rows = []
-        for at, text in enumerate(texts):
-            ids: list[int] = encoded["input_ids"][at]
+        for text, encoding in zip(texts, encoded, strict=True):
+            ids = encoding.ids
             begin, end, place = min(skip, max(0, len(ids) - 1)), len(ids), -1
             if offsets:
-                spans: list[tuple[int, int]] = encoded["offset_mapping"][at]
+                spans = encoding.offsets
                 if self._spec.pooled_tokens == "text":
                     begin, end = _text_span(spans, *template.slot(text), bool(template.after))
                 if template.placeholder >= 0:
@@ -182,28 +187,33 @@ class TextTokens:
             rows.append(TokenRow(ids, begin, end, place))
         return rows
 
-    def _encode(self, texts: list[str], offsets: bool, cut: bool) -> Any:
-        # verbose=False: the tokenizer's own length warning is about a limit that is handled here
-        limits: dict[str, Any] = {"truncation": True, "max_length": self._spec.max_length} if cut else {}
-        return self._tokenizer(
-            texts, add_special_tokens=self._special, return_attention_mask=False, return_token_type_ids=False,
-            return_offsets_mapping=offsets, verbose=False, **limits,
-        )  # fmt: skip
+    def _encode(self, texts: list[str], offsets: bool, cut: bool = False, special: bool | None = None) -> list[Encoding]:
+        backend = self.tokenizer.backend_tokenizer
+        encode = backend.encode_batch if offsets else backend.encode_batch_fast
+        with _TOKENIZING:
+            if backend.padding is not None:  # other users of the tokenizer may have set it
+                backend.no_padding()
+            if cut:
+                backend.enable_truncation(self._spec.max_length, direction=self.tokenizer.truncation_side)
+            elif backend.truncation is not None:
+                backend.no_truncation()
+            encodings: list[Encoding] = encode(texts, add_special_tokens=self._special if special is None else special)
+        return encodings
 
     def _length(self, text: str, template: Template) -> int:
-        return len(self._encode([template.fill(text)], False, False)["input_ids"][0]) + (template.placeholder >= 0)
+        return len(self._encode([template.fill(text)], False)[0].ids) + (template.placeholder >= 0)
 
     def _prompt_length(self, template: Template) -> int:
         """Tokens of the prompt alone, without a special token at its end: how sentence-transformers counts them."""
         if template.before not in self._prompt_lengths:
-            ids = self._encode([template.before], False, False)["input_ids"][0] if template.before else []
-            special = bool(ids) and ids[-1] in self._tokenizer.all_special_ids
+            ids = self._encode([template.before], False)[0].ids if template.before else []
+            special = bool(ids) and ids[-1] in self.tokenizer.all_special_ids
             self._prompt_lengths[template.before] = len(ids) - special
         return self._prompt_lengths[template.before]
 
     def _cut(self, text: str, template: Template, length: int) -> TokenRow:
         """The row of the longest beginning of the text that fits. The text is cut, never the prompt around it."""
-        its_own = self._tokenizer.truncation_side == "right" or self._unprompted
+        its_own = self.tokenizer.truncation_side == "right" or self._unprompted
         if template.plain and template.placeholder < 0 and its_own:
             return self._rows([text], template, cut=True)[0]
         ends = self._ends(text)
@@ -243,8 +253,7 @@ class TextTokens:
 
     def _ends(self, text: str) -> list[int]:
         """Where each token of the text ends, in characters."""
-        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return [end for _, end in encoded["offset_mapping"]]
+        return [end for _, end in self._encode([text], True, special=False)[0].offsets]
 
 
 class _NoRoomError(Exception):

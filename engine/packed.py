@@ -1,0 +1,143 @@
+"""Batches without padding: the tokens of several texts in one long row, and attention within each text.
+
+Texts come longest first, so that texts of one length lie side by side: everything but attention works on all tokens at
+once, and attention on each run of equally long texts, as a plain batch that needs no mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from embell.engine.pooling import pool
+
+SHORT = 40
+"""Up to this many tokens, on a CPU, attention is two batched products: measured faster than the fused kernel, which
+works in blocks of 32 queries and spends its time on their edges."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """`texts` texts of `length` tokens each, from token `begin` of the batch on."""
+
+    begin: int
+    texts: int
+    length: int
+
+    @property
+    def tokens(self) -> slice:
+        return slice(self.begin, self.begin + self.texts * self.length)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The layout of a packed batch on a device; texts of one length lie side by side."""
+
+    lengths: tuple[int, ...]
+    device: torch.device
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        found, begin = [], 0
+        for length, texts in groupby(self.lengths):
+            found.append(Run(begin, sum(1 for _ in texts), length))
+            begin += found[-1].texts * length
+        return found
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """The place of each token in its text, from 0, `(tokens,)`."""
+        counted = [torch.arange(run.length).repeat(run.texts) for run in self.runs]
+        return torch.cat(counted).to(self.device, non_blocking=True)
+
+    @cached_property
+    def borders(self) -> Tensor:
+        """Where each text begins, and where the last one ends, `(texts + 1,)` int32."""
+        ends = torch.tensor([0, *self.lengths]).cumsum(0, dtype=torch.int32)
+        return ends.to(self.device, non_blocking=True)
+
+
+def attend(qkv: Tensor, heads: int, shared: int, packing: Packing, causal: bool) -> Tensor:
+    """Attention of each text to itself: `(tokens, (heads + 2 * shared) * width)` to `(tokens, heads * width)`.
+
+    A token's row holds its queries, keys and values in this order. `shared` is the number of key-value heads, each
+    serving `heads / shared` queries. `causal` hides later tokens.
+    """
+    split = qkv.view(len(qkv), heads + 2 * shared, -1)
+    if qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16):
+        return _attend_varlen(split, heads, shared, packing, causal)
+    parts = []
+    for run in packing.runs:
+        rows = split[run.tokens].view(run.texts, run.length, heads + 2 * shared, -1)
+        short = run.length <= SHORT and qkv.device.type == "cpu"
+        parts.append((_attend_short if short else _attend_long)(rows, heads, shared, causal))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _attend_long(rows: Tensor, heads: int, shared: int, causal: bool) -> Tensor:
+    queries, keys, values = rows.transpose(1, 2).split([heads, shared, shared], dim=1)
+    out = functional.scaled_dot_product_attention(queries, keys, values, is_causal=causal, enable_gqa=heads > shared)
+    return out.transpose(1, 2).reshape(rows.shape[0] * rows.shape[1], -1)
+
+
+def _attend_short(rows: Tensor, heads: int, shared: int, causal: bool) -> Tensor:
+    """In float32 whatever the dtype: for so few tokens the products cost less than the copies around them."""
+    texts, length, _, width = rows.shape
+    each = heads // shared
+    queries, keys, values = rows.split([heads, shared, shared], dim=2)
+    # the queries that share a key-value head stand below each other: one product serves them all
+    laid = torch.empty(texts, shared, each, length, width)
+    torch.mul(queries.unflatten(2, (shared, each)).permute(0, 2, 3, 1, 4), 1 / math.sqrt(width), out=laid)
+    turned = torch.empty(texts, shared, width, length).copy_(keys.permute(0, 2, 3, 1))
+    weights = torch.bmm(laid.view(texts * shared, each * length, width), turned.view(texts * shared, width, length))
+    if causal:
+        hidden = torch.full((length, length), float("-inf")).triu_(1)
+        weights.view(-1, each, length, length).add_(hidden)
+    weights.sub_(weights.amax(dim=-1, keepdim=True)).exp_()
+    sums = weights.sum(dim=-1, keepdim=True)
+    read = torch.bmm(weights, torch.empty(texts, shared, length, width).copy_(values.transpose(1, 2)).view(-1, length, width))
+    out = torch.empty(texts, length, shared, each, width, dtype=rows.dtype)
+    shape = (texts, shared, each, length)
+    torch.div(read.view(*shape, width), sums.view(*shape, 1), out=out.permute(0, 2, 3, 1, 4))
+    return out.view(texts * length, heads * width)
+
+
+def _attend_varlen(split: Tensor, heads: int, shared: int, packing: Packing, causal: bool) -> Tensor:
+    """One flash-attention kernel for texts of all lengths (CUDA, 16-bit)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    queries, keys, values = split.split([heads, shared, shared], dim=1)
+    if heads > shared:
+        keys, values = (part.repeat_interleave(heads // shared, dim=1) for part in (keys, values))
+    longest = max(packing.lengths)
+    out = varlen_attn(
+        queries, keys, values, packing.borders, packing.borders, longest, longest, window_size=(-1, 0) if causal else (-1, -1)
+    )
+    assert isinstance(out, Tensor)
+    return out.flatten(1)
+
+
+def pool_packed(states: Tensor, packing: Packing, begins: Sequence[int], ends: Sequence[int], pooling: str) -> Tensor:
+    """`pool` for packed states `(tokens, hidden)`: one float32 vector a text, of its tokens from `begins` to `ends`."""
+    first, last = (torch.tensor(border).to(states.device, non_blocking=True) for border in (begins, ends))
+    if states.is_cuda:  # one padded batch: many small kernels would take longer
+        texts = list(torch.split(states, list(packing.lengths)))
+        parts = [(slice(None), torch.nn.utils.rnn.pad_sequence(texts, batch_first=True))]
+    else:
+        parts, text = [], 0
+        for run in packing.runs:
+            parts.append((slice(text, text + run.texts), states[run.tokens].view(run.texts, run.length, -1)))
+            text += run.texts
+    pooled = []
+    for some, rows in parts:
+        columns = torch.arange(rows.shape[1], device=states.device)
+        mask = (columns >= first[some].unsqueeze(1)) & (columns < last[some].unsqueeze(1))
+        pooled.append(pool(rows, mask, pooling, torch.zeros_like(first[some])))
+    return torch.cat(pooled)
