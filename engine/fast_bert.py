@@ -72,7 +72,8 @@ class FastBert:
         states = self._normed(self._tokens[ids] + self._kind + self._places[places], self._norm)
         for layer in self._layers:
             yield states
-            read = attend(layer.qkv(states), shape.heads, shape.heads, packing, False)
+            queries, keys, values = layer.qkv(states).unflatten(1, (3, shape.heads, -1)).unbind(1)
+            read = attend(queries, keys, values, packing, False)
             states = self._normed(layer.out.plus(read, states), layer.after_attention)
             states = self._normed(layer.down.plus(layer.up.activated(states, shape.activation), states), layer.after_mlp)
         yield states

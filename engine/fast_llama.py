@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from embell.engine.linear import Linear
 from embell.engine.packed import Packing, attend
@@ -50,17 +49,17 @@ class _Layer:
         heads = [shape.heads, shape.shared, 0]
         weights = [get(f"{name}.weight", (size, hidden)) for name, size in zip(names, sizes, strict=True)]
         joined = torch.cat([_paired(weight, count) for weight, count in zip(weights, heads, strict=True)])
+        before_attention = get(f"{prefix}input_layernorm.weight", (hidden,))
+        before_mlp = get(f"{prefix}post_attention_layernorm.weight", (hidden,))
         bias = None
         if shape.bias_in:
             biases = [get(f"{name}.bias", (size,)) for name, size in zip(names, sizes, strict=True)]
             bias = torch.cat([_paired(part, count) for part, count in zip(biases, heads, strict=True)])
-        self.qkv = Linear(joined, bias)
+        self.qkv = Linear(_scaled(joined, before_attention), bias)
         self.out = _linear(get, f"{prefix}self_attn.o_proj", hidden, sizes[0], shape.bias_out)
-        self.gate = _linear(get, f"{prefix}mlp.gate_proj", inner, hidden, shape.bias_mlp)
-        self.up = _linear(get, f"{prefix}mlp.up_proj", inner, hidden, shape.bias_mlp)
+        self.gate = _linear(get, f"{prefix}mlp.gate_proj", inner, hidden, shape.bias_mlp, before_mlp)
+        self.up = _linear(get, f"{prefix}mlp.up_proj", inner, hidden, shape.bias_mlp, before_mlp)
         self.down = _linear(get, f"{prefix}mlp.down_proj", hidden, inner, shape.bias_mlp)
-        self.before_attention = get(f"{prefix}input_layernorm.weight", (hidden,))
-        self.before_mlp = get(f"{prefix}post_attention_layernorm.weight", (hidden,))
         self.norms: tuple[Tensor, Tensor] | None = None
         if shape.norm_heads:
             query, key = (_paired(get(f"{prefix}self_attn.{name}_norm.weight", (shape.width,)), 1) for name in "qk")
@@ -92,29 +91,34 @@ class FastLlama:
         states = self._tokens[ids]
         for index, layer in enumerate(self._layers):
             yield states
-            qkv = layer.qkv(_rms_norm(states, layer.before_attention, shape.epsilon))
-            self._turn(qkv, layer, turns)
-            states = layer.out.plus(attend(qkv, shape.heads, shape.shared, packing, index < self.start), states)
-            normed = _rms_norm(states, layer.before_mlp, shape.epsilon)
+            qkv = layer.qkv(_unit(states, shape.epsilon)).unflatten(1, (-1, shape.width))
+            queries, keys, values = qkv.split([shape.heads, shape.shared, shape.shared], dim=1)
+            if layer.norms is not None:
+                queries, keys = (
+                    _unit(part, shape.epsilon) * norm for part, norm in zip((queries, keys), layer.norms, strict=True)
+                )
+            read = attend(_turned(queries, turns), _turned(keys, turns), values, packing, index < self.start)
+            states = layer.out.plus(read, states)
+            normed = _unit(states, shape.epsilon)
             states = layer.down.plus(layer.up.times(normed, layer.gate.activated(normed, shape.activation)), states)
-        yield _rms_norm(states, self._norm, shape.epsilon)
-
-    def _turn(self, qkv: Tensor, layer: _Layer, turns: Tensor) -> None:
-        """Rotary positions (RoFormer, section 3.2.2) for queries and keys, in place, as products of complex numbers."""
-        shape = self.shape
-        heads = qkv.view(len(qkv), -1, shape.width)[:, : shape.heads + shape.shared]
-        if layer.norms is not None:
-            queries, keys = heads.split([shape.heads, shape.shared], dim=1)
-            queries.copy_(_rms_norm(queries, layer.norms[0], shape.epsilon))
-            keys.copy_(_rms_norm(keys, layer.norms[1], shape.epsilon))
-        exact = heads.float()  # itself in float32
-        torch.view_as_complex(exact.unflatten(-1, (-1, 2))).mul_(turns)
-        if exact.dtype != heads.dtype:
-            heads.copy_(exact)
+        yield _unit(states, shape.epsilon) * self._norm
 
 
-def _linear(get: Get, name: str, outside: int, inside: int, bias: bool) -> Linear:
-    return Linear(get(f"{name}.weight", (outside, inside)), get(f"{name}.bias", (outside,)) if bias else None)
+def _turned(heads: Tensor, turns: Tensor) -> Tensor:
+    """Rotary positions (RoFormer, section 3.2.2) as products of complex numbers, in float32; may overwrite `heads`."""
+    exact = heads.float()
+    torch.view_as_complex(exact.unflatten(-1, (-1, 2))).mul_(turns)
+    return exact
+
+
+def _linear(get: Get, name: str, outside: int, inside: int, bias: bool, scale: Tensor | None = None) -> Linear:
+    weight = get(f"{name}.weight", (outside, inside))
+    return Linear(weight if scale is None else _scaled(weight, scale), get(f"{name}.bias", (outside,)) if bias else None)
+
+
+def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
+    """The weight of a linear layer that takes the scale of the norm before it along."""
+    return (weight.float() * scale.float()).to(weight.dtype)
 
 
 def _paired(rows: Tensor, heads: int) -> Tensor:
@@ -125,6 +129,9 @@ def _paired(rows: Tensor, heads: int) -> Tensor:
     return turned
 
 
-def _rms_norm(states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    normed: Tensor = functional.rms_norm(states, weight.shape, weight, epsilon)
-    return normed
+def _unit(states: Tensor, epsilon: float) -> Tensor:
+    """Rows divided by their root mean square (RMSNorm, Zhang and Sennrich 2019, equation 4), without the scale."""
+    exact = states.float()
+    squares: Tensor = torch.linalg.vector_norm(exact, dim=-1, keepdim=True).square_()
+    unit: Tensor = (exact * squares.div_(states.shape[-1]).add_(epsilon).rsqrt_()).to(states.dtype)
+    return unit

@@ -28,7 +28,9 @@ class Linear:
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._bias = bias
         self.prepared = (
-            weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()
+            weight.device.type == "cpu"
+            and weight.dtype in (torch.float32, torch.bfloat16)
+            and torch.backends.mkldnn.is_available()
         )
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS) if self.prepared else weight
 

@@ -201,9 +201,7 @@ def _transformer(
 
     fast: tuple[FastNetwork, ...] = ()
     if places.adapter is None and settings.token_prepending is None:
-        read = [
-            read_network(found.network, dtype, one, settings.layers, settings.start_layer) for one in (device, *others)
-        ]
+        read = [read_network(found.network, dtype, one, settings.layers, settings.start_layer) for one in (device, *others)]
         fast = tuple(one for one in read if one is not None)
     if fast and fast[0].longest is not None and fast[0].longest < min(settings.max_length, fast[0].positions):
         fast = ()

@@ -64,34 +64,34 @@ class Packing:
         return ends.to(self.device, non_blocking=True)
 
 
-def attend(qkv: Tensor, heads: int, shared: int, packing: Packing, causal: bool) -> Tensor:
-    """Attention of each text to itself: `(tokens, (heads + 2 * shared) * width)` to `(tokens, heads * width)`.
+def attend(queries: Tensor, keys: Tensor, values: Tensor, packing: Packing, causal: bool) -> Tensor:
+    """Attention of each text to itself, `(tokens, heads, width)` each, to `(tokens, heads * width)` in the values' dtype.
 
-    A token's row holds its queries, keys and values in this order. `shared` is the number of key-value heads, each
-    serving `heads / shared` queries. `causal` hides later tokens.
+    Keys and values may have fewer heads, each of which then serves several queries. `causal` hides later tokens.
     """
-    split = qkv.view(len(qkv), heads + 2 * shared, -1)
-    if qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16):
-        return _attend_varlen(split, heads, shared, packing, causal)
+    if values.is_cuda and values.dtype in (torch.bfloat16, torch.float16):
+        return _attend_varlen(queries, keys, values, packing, causal)
     parts = []
     for run in packing.runs:
-        rows = split[run.tokens].view(run.texts, run.length, heads + 2 * shared, -1)
-        short = run.length <= SHORT and qkv.device.type == "cpu"
-        parts.append((_attend_short if short else _attend_long)(rows, heads, shared, causal))
+        query, key, value = (part[run.tokens].unflatten(0, (run.texts, run.length)) for part in (queries, keys, values))
+        short = run.length <= SHORT and values.device.type == "cpu"
+        parts.append((_attend_short if short else _attend_long)(query, key, value, causal).flatten(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _attend_long(rows: Tensor, heads: int, shared: int, causal: bool) -> Tensor:
-    queries, keys, values = rows.transpose(1, 2).split([heads, shared, shared], dim=1)
-    out = functional.scaled_dot_product_attention(queries, keys, values, is_causal=causal, enable_gqa=heads > shared)
-    return out.transpose(1, 2).reshape(rows.shape[0] * rows.shape[1], -1)
+def _attend_long(queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -> Tensor:
+    query, key, value = (part.to(values.dtype).transpose(1, 2) for part in (queries, keys, values))
+    shared = queries.shape[2] > keys.shape[2]
+    return (
+        functional.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=shared).transpose(1, 2).flatten(2)
+    )
 
 
-def _attend_short(rows: Tensor, heads: int, shared: int, causal: bool) -> Tensor:
+def _attend_short(queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -> Tensor:
     """In float32 whatever the dtype: for so few tokens the products cost less than the copies around them."""
-    texts, length, _, width = rows.shape
+    texts, length, heads, width = queries.shape
+    shared = keys.shape[2]
     each = heads // shared
-    queries, keys, values = rows.split([heads, shared, shared], dim=2)
     # the queries that share a key-value head stand below each other: one product serves them all
     laid = torch.empty(texts, shared, each, length, width)
     torch.mul(queries.unflatten(2, (shared, each)).permute(0, 2, 3, 1, 4), 1 / math.sqrt(width), out=laid)
@@ -103,19 +103,19 @@ def _attend_short(rows: Tensor, heads: int, shared: int, causal: bool) -> Tensor
     weights.sub_(weights.amax(dim=-1, keepdim=True)).exp_()
     sums = weights.sum(dim=-1, keepdim=True)
     read = torch.bmm(weights, torch.empty(texts, shared, length, width).copy_(values.transpose(1, 2)).view(-1, length, width))
-    out = torch.empty(texts, length, shared, each, width, dtype=rows.dtype)
-    shape = (texts, shared, each, length)
-    torch.div(read.view(*shape, width), sums.view(*shape, 1), out=out.permute(0, 2, 3, 1, 4))
-    return out.view(texts * length, heads * width)
+    read.div_(sums)
+    out = torch.empty(texts, length, shared, each, width, dtype=values.dtype)
+    return out.copy_(read.view(texts, shared, each, length, width).permute(0, 3, 1, 2, 4)).flatten(2)
 
 
-def _attend_varlen(split: Tensor, heads: int, shared: int, packing: Packing, causal: bool) -> Tensor:
+def _attend_varlen(queries: Tensor, keys: Tensor, values: Tensor, packing: Packing, causal: bool) -> Tensor:
     """One flash-attention kernel for texts of all lengths (CUDA, 16-bit)."""
     from torch.nn.attention.varlen import varlen_attn
 
-    queries, keys, values = split.split([heads, shared, shared], dim=1)
-    if heads > shared:
-        keys, values = (part.repeat_interleave(heads // shared, dim=1) for part in (keys, values))
+    queries, keys = queries.to(values.dtype), keys.to(values.dtype)
+    if queries.shape[1] > keys.shape[1]:
+        each = queries.shape[1] // keys.shape[1]
+        keys, values = (part.repeat_interleave(each, dim=1) for part in (keys, values))
     longest = max(packing.lengths)
     out = varlen_attn(
         queries, keys, values, packing.borders, packing.borders, longest, longest, window_size=(-1, 0) if causal else (-1, -1)
