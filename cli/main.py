@@ -19,7 +19,7 @@ _COMMANDS = {
     "dedup": ("dedup", "Find near-duplicates in a corpus or a collection."),
     "info": ("collection", "Show what a collection holds and what it was made with."),
     "delete": ("collection", "Delete documents from a collection."),
-    "encode": ("encode", "Encode a corpus to a NumPy file."),
+    "encode": ("encode", "Encode a corpus to a file of vectors."),
     "evaluate": ("evaluate", "Measure the encoder: STS, retrieval."),
     "layers": ("layers", "Score an encoder at every depth: where to start, where to stop."),
     "demo": ("demo", "See it work on the documentation of this machine's own Python."),

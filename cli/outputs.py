@@ -52,6 +52,13 @@ def whole_file(path: str, mode: str = "w") -> Iterator[IO[Any]]:
     try:
         with part.open(mode, **text) as file:
             yield file
+        sync(part)
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until the file has reached the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

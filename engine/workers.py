@@ -45,6 +45,7 @@ def _workers(cores: int) -> ThreadPoolExecutor:
             together = threading.Barrier(cores + 1)
 
             def alone() -> None:
+                torch.get_num_threads()  # a thread takes over the process's setting when it first asks: let that be over
                 torch.set_num_threads(1)
                 together.wait()
 

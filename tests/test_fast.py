@@ -1,0 +1,442 @@
+"""The fast path against transformers: every family that it knows, any lengths, any start layer; and where it must stand back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import (
+    AutoModel,
+    BertConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
+
+from embell import Encoder, EncoderError
+from embell.engine import bellm, encoder, fast_files, packed, workers
+from embell.engine.fast_files import probe, read_network
+from embell.engine.packed import SHORT, Packing, attend
+from sentence_models import MINILM, Normalize, dense, plain_directory, qwen3, save
+from tiny_models import SENTENCES, tiny_encoder_directory, tiny_model
+
+VOCABULARY = 97
+DECODERS = ("llama", "llama-biased", "mistral-full", "mistral-window", "qwen2", "qwen3", "llama-one-head")
+ENCODERS = ("bert", "bert-tanh", "bert-relu", "roberta", "xlm-roberta")
+CPU = torch.device("cpu")
+
+
+def model_of(kind: str) -> PreTrainedModel:
+    """A tiny random model whose every weight matters."""
+    if kind in ENCODERS:
+        shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+        shape |= {"vocab_size": VOCABULARY, "max_position_embeddings": 130, "initializer_range": 0.2}
+        if kind == "bert-tanh":
+            shape["hidden_act"] = "gelu_new"
+        if kind == "bert-relu":
+            shape["hidden_act"] = "relu"
+        config = {"roberta": RobertaConfig, "xlm-roberta": XLMRobertaConfig}.get(kind, BertConfig)(**shape)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model: PreTrainedModel = AutoModel.from_config(config)
+            with torch.no_grad():
+                for weight in model.parameters():
+                    weight.add_(torch.randn_like(weight) * 0.1)
+        return model.eval()
+    changes: dict[str, Any] = {}
+    if kind == "llama-biased":
+        changes = {"attention_bias": True, "mlp_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
+    if kind == "llama-one-head":
+        changes = {"num_key_value_heads": 1, "head_dim": 6}
+    if kind == "mistral-window":
+        changes = {"sliding_window": 60}
+    return tiny_model("mistral" if kind == "mistral-window" else kind.split("-")[0] if "llama" in kind else kind, **changes)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, PreTrainedModel]]:
+    found = {}
+    for kind in (*DECODERS, *ENCODERS):
+        directory = tmp_path_factory.mktemp(kind)
+        model = model_of(kind)
+        model.save_pretrained(directory)
+        found[kind] = (directory, model)
+    return found
+
+
+def reference(model: PreTrainedModel, rows: list[Tensor]) -> list[Tensor]:
+    """The last states of each row by itself."""
+    with torch.inference_mode():
+        return [model(input_ids=row.unsqueeze(0)).last_hidden_state[0] for row in rows]
+
+
+def fast(network: fast_files.FastNetwork, rows: list[Tensor]) -> list[Tensor]:
+    with torch.inference_mode():
+        states = list(network.states(torch.cat(rows), Packing(tuple(map(len, rows)), CPU)))
+    assert len(states) == network.layers + 1
+    return list(states[-1].float().split([len(row) for row in rows]))
+
+
+def rows_of(lengths: list[int], seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, VOCABULARY, (length,), generator=generator) for length in lengths]
+
+
+LENGTHS = [60, 60, SHORT + 1, SHORT, SHORT, 17, 17, 17, 2, 1, 1]
+
+
+@pytest.mark.parametrize("start", [None, 0, 2, -1])
+@pytest.mark.parametrize("kind", DECODERS)
+def test_decoders_give_the_states_of_transformers(models: Any, kind: str, start: int | None) -> None:
+    directory, model = models[kind]
+    network = read_network(directory, torch.float32, CPU, None, start)
+    assert network is not None
+    probe(network)
+    undo = bellm.make_bidirectional(model, network.start)
+    rows = rows_of(LENGTHS)
+    try:
+        expected = reference(model, rows)
+    finally:
+        undo()
+    for one, other in zip(fast(network, rows), expected, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_encoders_give_the_states_of_transformers(models: Any, kind: str) -> None:
+    directory, model = models[kind]
+    network = read_network(directory, torch.float32, CPU, None, None)
+    assert network is not None
+    probe(network)
+    rows = rows_of(LENGTHS)
+    rows[0][3:5] = rows[5][0] = 1  # RoBERTa's padding token in the middle of a text gets no position
+    for one, other in zip(fast(network, rows), reference(model, rows), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.sampled_from(DECODERS), st.integers(0, 4), st.integers(0, 99))
+@settings(max_examples=40)
+def test_a_text_s_states_do_not_depend_on_its_neighbours(
+    models: Any, lengths: list[int], kind: str, start: int, seed: int
+) -> None:
+    network = read_network(models[kind][0], torch.float32, CPU, None, start if start < 4 else None)
+    assert network is not None
+    rows = rows_of(sorted(lengths, reverse=True), seed)
+    for row, together in zip(rows, fast(network, rows), strict=True):
+        torch.testing.assert_close(fast(network, [row])[0], together, atol=1e-5, rtol=1e-5)
+
+
+@given(
+    lengths=st.lists(st.integers(1, SHORT + 30), min_size=1, max_size=9),
+    shared=st.integers(1, 3),
+    each=st.integers(1, 3),
+    width=st.sampled_from([2, 8, 20]),
+    causal=st.booleans(),
+    size=st.sampled_from([1.0, 30.0]),
+)
+@settings(max_examples=60)
+def test_attention_is_softmax_of_products_within_each_text(
+    lengths: list[int], shared: int, each: int, width: int, causal: bool, size: float
+) -> None:
+    lengths = sorted(lengths, reverse=True)
+    generator = torch.Generator().manual_seed(sum(lengths))
+    heads = shared * each
+    q, k, v = (torch.randn(sum(lengths), count, width, generator=generator) for count in (heads, shared, shared))
+    found = attend(q * size, k, v, Packing(tuple(lengths), CPU), causal).view(-1, heads, width)
+    begin = 0
+    for length in lengths:
+        here = slice(begin, begin + length)
+        for head in range(heads):
+            scores = (q[here, head].double() * size) @ k[here, head // each].double().T / width**0.5
+            if causal:
+                scores = scores.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), float("-inf"))
+            expected = scores.softmax(-1) @ v[here, head // each].double()
+            torch.testing.assert_close(found[here, head].double(), expected, atol=2e-4, rtol=1e-4)
+        begin += length
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "bert"])
+def test_bf16_stays_close_to_float32(models: Any, kind: str) -> None:
+    directory, _ = models[kind]
+    exact, rounded = (read_network(directory, dtype, CPU, None, None) for dtype in (torch.float32, torch.bfloat16))
+    assert exact is not None
+    assert rounded is not None
+    rows = rows_of(LENGTHS)
+    for one, other in zip(fast(exact, rows), fast(rounded, rows), strict=True):
+        assert torch.nn.functional.cosine_similarity(one.mean(0), other.mean(0), dim=0) > 0.999
+
+
+def test_the_first_layers_alone(models: Any) -> None:
+    directory, model = models["llama"]
+    network = read_network(directory, torch.float32, CPU, 2, None)
+    assert network is not None
+    assert network.layers == 2
+    (row,) = rows = rows_of([9])
+    with torch.inference_mode():
+        second = model(input_ids=row.unsqueeze(0), output_hidden_states=True).hidden_states[2]
+        expected = model.norm(second)[0]
+    torch.testing.assert_close(fast(network, rows)[0], expected, atol=2e-5, rtol=1e-5)
+
+
+def test_shards_and_the_names_within_a_whole_language_model(models: Any, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    _, model = models["llama"]
+    whole = AutoModelForCausalLM.from_config(model.config)
+    whole.model.load_state_dict(model.state_dict())
+    whole.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    network = read_network(tmp_path, torch.float32, CPU, None, None)
+    assert network is not None
+    rows = rows_of([7, 3])
+    for one, other in zip(fast(network, rows), reference(model, rows), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)
+
+
+def configuration_changes() -> list[dict[str, Any]]:
+    scaled = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+    return [
+        {"rope_parameters": scaled},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"hidden_act": "tanh"},
+        {"attention_bias": True},
+        {"quantization_config": {"quant_method": "gptq"}},
+        {"logit_cap": 5.0},
+        {"num_hidden_layers": 5},
+        {"hidden_size": 64},
+        {"vocab_size": VOCABULARY + 1},
+        {"head_dim": 16},
+        {"model_type": "gemma"},
+        {"num_key_value_heads": "2"},
+    ]
+
+
+@pytest.mark.parametrize("change", configuration_changes(), ids=str)
+def test_what_is_not_understood_is_left_to_transformers(models: Any, tmp_path: Path, change: dict[str, Any]) -> None:
+    directory, _ = models["llama"]
+    config = json.loads((directory / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes((directory / "model.safetensors").read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_network(tmp_path, torch.float32, CPU, None, None) is not None
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    assert read_network(tmp_path, torch.float32, CPU, None, None) is None
+
+
+def test_damaged_and_missing_files_are_left_to_transformers(models: Any, tmp_path: Path) -> None:
+    directory, _ = models["llama"]
+    assert read_network(tmp_path, torch.float32, CPU, None, None) is None
+    (tmp_path / "config.json").write_bytes((directory / "config.json").read_bytes())
+    assert read_network(tmp_path, torch.float32, CPU, None, None) is None
+    (tmp_path / "model.safetensors").write_bytes((directory / "model.safetensors").read_bytes()[:5000])
+    assert read_network(tmp_path, torch.float32, CPU, None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "made"),
+    [("llama", LlamaConfig), ("mistral", MistralConfig), ("qwen2", Qwen2Config), ("qwen3", Qwen3Config)],
+)
+def test_what_a_configuration_leaves_out_is_what_transformers_takes(kind: str, made: Any) -> None:
+    needed = {"hidden_size": 256, "intermediate_size": 48, "num_attention_heads": 32, "num_hidden_layers": 3, "vocab_size": 97}
+    theirs = made(**needed)
+    shape = fast_files._llama_shape(fast_files._Config(needed), kind)
+    assert shape.shared == theirs.num_key_value_heads
+    assert shape.width == (getattr(theirs, "head_dim", None) or 8)
+    assert shape.epsilon == theirs.rms_norm_eps
+    assert shape.theta == theirs.rope_parameters["rope_theta"]
+    assert shape.positions == theirs.max_position_embeddings
+    assert shape.activation == theirs.hidden_act
+    assert shape.bias_in == (kind == "qwen2" or getattr(theirs, "attention_bias", False))
+    assert shape.window == (theirs.sliding_window if kind == "mistral" else None)
+
+
+def test_a_window_is_left_to_transformers_where_texts_are_longer(tmp_path: Path) -> None:
+    directory = tiny_encoder_directory(tmp_path, "mistral")  # a window of 4 tokens
+    encoder = Encoder.load(directory, dtype="float32", max_length=4)
+    assert encoder.fast
+    longer = encoder.with_max_length(20)
+    assert not longer.fast
+    assert not Encoder.load(directory, dtype="float32", max_length=20).fast
+    np.testing.assert_allclose(
+        longer.encode(SENTENCES), Encoder.load(directory, dtype="float32", max_length=20).encode(SENTENCES), atol=1e-6
+    )
+
+
+TEXTS = [*SENTENCES, "a", "river " * 30, "The river rose over night.", *(f"number {n}" * (n % 5 + 1) for n in range(40))]
+
+
+def slow(encoder: Encoder, texts: list[str]) -> np.ndarray:
+    """The vectors by way of transformers, one text at a time."""
+    vectors = [encoder.vectors(encoder.collate(encoder.tokenise([text], "document").rows)) for text in texts]
+    return torch.nn.functional.normalize(torch.cat(vectors)).detach().numpy()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last", "cls+max", "weighted-mean", "mean-sqrt-length"])
+@pytest.mark.parametrize("prompt", ["{text}", 'The word for "{text}" is:'])
+def test_encode_gives_what_transformers_gives(tmp_path: Path, pooling: str, prompt: str) -> None:
+    directory = tiny_encoder_directory(tmp_path, "llama")
+    options: dict[str, Any] = {"start_layer": 1, "pooling": pooling, "document_prompt": prompt, "dtype": "float32"}
+    if pooling == "mean" and prompt != "{text}":
+        options["pooled_tokens"] = "text"
+    ours = Encoder.load(directory, **options)
+    assert ours.fast
+    found = ours.encode(TEXTS)
+    np.testing.assert_allclose(found, slow(Encoder.load(directory, **options), TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlm-r", "qwen3"])
+def test_models_of_sentence_transformers_take_the_fast_path(tmp_path: Path, kind: str) -> None:
+    directory, plain = tmp_path / "model", plain_directory(tmp_path / "plain", kind)
+    if kind == "qwen3":
+        qwen3(directory, plain)
+    else:
+        save(directory, plain, dense(), Normalize())
+    ours = Encoder.load(directory, dtype="float32")
+    assert ours.fast
+    np.testing.assert_allclose(ours.encode(TEXTS), slow(Encoder.load(directory, dtype="float32"), TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [None, MINILM], ids=["embell-mini", "MiniLM"])
+def test_real_weights(model: Path | None) -> None:
+    exact = Encoder.load(model, dtype="float32")
+    assert exact.fast
+    vectors = exact.encode(TEXTS)
+    np.testing.assert_allclose(vectors, slow(Encoder.load(model, dtype="float32"), TEXTS), atol=1e-5)
+    rounded = Encoder.load(model, dtype="bfloat16")
+    assert rounded.fast
+    assert (rounded.encode(TEXTS[:12]) * vectors[:12]).sum(axis=1).min() > 0.999
+
+
+def test_who_takes_the_network_may_change_it(tmp_path: Path) -> None:
+    encoder = Encoder.load(tiny_encoder_directory(tmp_path, "llama"), dtype="float32")
+    shorter = encoder.with_max_length(50)
+    before = encoder.encode(SENTENCES)
+    assert encoder.fast
+    with torch.no_grad():
+        encoder.network.get_input_embeddings().weight.mul_(-1.5)  # type: ignore[operator]
+    assert not encoder.fast
+    changed = encoder.encode(SENTENCES)
+    assert np.abs(changed - before).max() > 0.1
+    np.testing.assert_allclose(shorter.encode(SENTENCES), changed, atol=1e-6)
+
+
+def test_every_core_takes_batches_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tiny_encoder_directory(tmp_path, "llama")
+    encoder = Encoder.load(directory, dtype="float32", batch_tokens=40)
+    alone = encoder.encode(TEXTS)
+    threads = set()
+    inner = type(encoder)._encode_batch
+
+    def noted(self: Encoder, rows: Any) -> Any:
+        threads.add((threading.current_thread().name, torch.get_num_threads()))
+        return inner(self, rows)
+
+    monkeypatch.setattr(type(encoder), "_encode_batch", noted)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        together = encoder.encode(TEXTS)
+        assert torch.get_num_threads() == 3
+        fresh: list[int] = []
+        thread = threading.Thread(target=lambda: fresh.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert fresh == [3]
+    finally:
+        torch.set_num_threads(before)
+    assert {count for _, count in threads} == {1}
+    assert len(threads) > 1
+    assert not any("MainThread" in name for name, _ in threads)
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+def test_results_come_in_order_and_failures_come_through() -> None:
+    before = torch.get_num_threads()
+
+    def work(number: int) -> int:
+        if number == 30:
+            raise EncoderError("thirty")
+        return number * number
+
+    try:
+        torch.set_num_threads(2)
+        assert list(workers.each_on_a_core(work, range(20))) == [(n, n * n) for n in range(20)]
+        results = workers.each_on_a_core(work, range(100))
+        assert [next(results)[0] for _ in range(30)] == list(range(30))
+        with pytest.raises(EncoderError, match="thirty"):
+            next(results)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_several_devices_take_turns(tmp_path: Path) -> None:
+    encoder = Encoder.load(tiny_encoder_directory(tmp_path, "llama"), dtype="float32", batch_tokens=60)
+    alone = encoder.encode(TEXTS)
+    both = Encoder(replace(encoder._loaded, fast=encoder.fast * 2, heads=encoder._loaded.heads * 2), 60)
+    turns = [both._launch([row], turn).numpy() for turn, row in enumerate(both.tokenise(TEXTS, "document").rows)]
+    vectors = np.concatenate(turns)
+    np.testing.assert_allclose(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), alone, atol=1e-5)
+
+
+def test_a_stream_that_fails_gives_first_what_came_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "WINDOW", 4)
+    tiny = Encoder.load(tiny_encoder_directory(tmp_path, "llama"), dtype="float32")
+
+    def texts() -> Iterator[str]:
+        yield from TEXTS[:10]
+        raise ValueError("the disk is gone")
+
+    stream = tiny.encode_stream(texts())
+    assert [len(next(stream)) for _ in range(2)] == [4, 4]
+    with pytest.raises(ValueError, match="the disk is gone"):
+        next(stream)
+
+
+@pytest.mark.parametrize("model", ["None", repr(str(MINILM))])
+def test_the_embedded_model_needs_no_transformers(model: str) -> None:
+    code = f"""
+import sys
+from embell import Encoder
+encoder = Encoder.load({model}, dtype="float32")
+assert encoder.encode(["a river", "a bridge"]).shape[0] == 2
+print(any(name.split(".")[0] in ("transformers", "sklearn", "scipy") for name in sys.modules))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == str(model != "None")
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a graphics card")
+@pytest.mark.parametrize("model", [None, MINILM], ids=["embell-mini", "MiniLM"])
+def test_a_graphics_card_gives_the_same_vectors(model: Path | None) -> None:
+    exact = Encoder.load(model, device="cpu", dtype="float32").encode(TEXTS)
+    for dtype, close in (("float32", 0.99999), ("bfloat16", 0.999), ("float16", 0.999)):
+        card = Encoder.load(model, device="cuda", dtype=dtype, batch_tokens=300)
+        assert card.fast
+        assert (card.encode(TEXTS) * exact).sum(axis=1).min() > close
+
+
+def test_the_short_way_is_taken_and_the_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    for name in ("_attend_short", "_attend_long"):
+        inner = getattr(packed, name)
+        monkeypatch.setattr(packed, name, lambda *args, name=name, inner=inner: taken.append(name) or inner(*args))
+    heads = torch.randn(SHORT + 1 + SHORT, 2, 4)
+    attend(heads, heads, heads, Packing((SHORT + 1, SHORT), CPU), True)
+    assert taken == ["_attend_long", "_attend_short"]
