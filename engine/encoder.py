@@ -273,29 +273,29 @@ class Encoder:
     ) -> Iterator[Vectors]:
         """Encode a stream of texts; yields blocks of rows `(m, dim)` in order.
 
-        Memory holds one window of texts, however long the stream is.
+        Memory holds two windows of texts, however long the stream is. If the iterable raises, what it gave before is
+        encoded first.
         """
         source = iter(texts)
         counts = report if report is not None else EncodeReport()
-        window = list(islice(source, WINDOW))
+        window, failure = _read(source)
+        position = len(window)
         prepared = self._prepare(window, kind, 0) if window else None
-        position, failure = len(window), None
         with ThreadPoolExecutor(1, "embell-tokens") as ahead:
             while prepared is not None:
                 following = None
-                try:
-                    if len(window) == WINDOW and (window := list(islice(source, WINDOW))):
+                if len(window) == WINDOW and failure is None:
+                    window, failure = _read(source)
+                    if window:
                         following = ahead.submit(self._prepare, window, kind, position)
                         position += len(window)
-                except Exception as error:  # what was read before it is to be encoded first
-                    failure = error
                 vectors = self._encode_window(prepared, counts, progress)[:, : self.dim]
                 if normalize:
                     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
                 yield vectors
-                if failure is not None:
-                    raise failure
                 prepared = None if following is None else following.result()
+        if failure is not None:
+            raise failure
 
     def tokenise(self, texts: Sequence[str], kind: Kind) -> Tokenised:
         """The token rows of texts, as they are to be run.
@@ -434,6 +434,17 @@ class _Window:
 
     inverse: np.ndarray
     tokenised: Tokenised
+
+
+def _read(source: Iterator[str]) -> tuple[list[str], Exception | None]:
+    """The next window of texts, and what kept it from being read to its end."""
+    window: list[str] = []
+    try:
+        for text in islice(source, WINDOW):
+            window.append(text)  # one by one: what came before a failure is kept
+    except Exception as error:
+        return window, error
+    return window, None
 
 
 def after_pooling(pooled: Tensor, head: torch.nn.Sequential) -> Tensor:

@@ -201,8 +201,7 @@ def _transformer(
 
     fast: tuple[FastNetwork, ...] = ()
     if places.adapter is None and settings.token_prepending is None:
-        read = [read_network(found.network, dtype, one, settings.layers, settings.start_layer) for one in (device, *others)]
-        fast = tuple(one for one in read if one is not None)
+        fast = _fast_networks(found.network, dtype, (device, *others), settings)
     if fast and fast[0].longest is not None and fast[0].longest < min(settings.max_length, fast[0].positions):
         fast = ()
     if fast:
@@ -247,6 +246,24 @@ def _transformer(
         reference, head, tokenizer, spec, settings, device, fast, tuple(copy.deepcopy(head).to(one.device) for one in fast),
         known.decoder, known.prepending, known.adapter, known.tokens, notes=notes,
     )  # fmt: skip
+
+
+def _fast_networks(
+    directory: Path, dtype: torch.dtype, devices: Sequence[torch.device], settings: ModelSettings
+) -> tuple[FastNetwork, ...]:
+    """The network on each device; a graphics card beside the first that has no room for it is left out."""
+    networks: list[FastNetwork] = []
+    for device in devices:
+        try:
+            network = read_network(directory, dtype, device, settings.layers, settings.start_layer)
+        except torch.OutOfMemoryError:
+            if not networks:
+                raise
+            continue
+        if network is None:
+            return ()
+        networks.append(network)
+    return tuple(networks)
 
 
 @dataclass(frozen=True)

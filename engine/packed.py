@@ -93,10 +93,11 @@ def _attend_short(queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -
     shared = keys.shape[2]
     each = heads // shared
     # the queries that share a key-value head stand below each other: one product serves them all
-    laid = torch.empty(texts, shared, each, length, width)
-    torch.mul(queries.unflatten(2, (shared, each)).permute(0, 2, 3, 1, 4), 1 / math.sqrt(width), out=laid)
+    laid = torch.empty(texts, shared, each, length, width).copy_(queries.unflatten(2, (shared, each)).permute(0, 2, 3, 1, 4))
     turned = torch.empty(texts, shared, width, length).copy_(keys.permute(0, 2, 3, 1))
-    weights = torch.bmm(laid.view(texts * shared, each * length, width), turned.view(texts * shared, width, length))
+    laid, turned = laid.view(texts * shared, each * length, width), turned.view(texts * shared, width, length)
+    weights = torch.empty(texts * shared, each * length, length)
+    torch.baddbmm(weights, laid, turned, beta=0, alpha=1 / math.sqrt(width), out=weights)
     if causal:
         hidden = torch.full((length, length), float("-inf")).triu_(1)
         weights.view(-1, each, length, length).add_(hidden)

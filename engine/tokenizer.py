@@ -79,8 +79,8 @@ def read_tokenizer(directory: Path) -> FileTokenizer | None:
     for name, value in config.items():
         if name in _NAMED and (value is None or (isinstance(value, str) and value in added)):
             special.update({} if value is None else {name: added[value]})
-        elif name == "model_max_length" and isinstance(value, int):
-            longest = value
+        elif name == "model_max_length" and isinstance(value, int | float):  # "no limit" is beyond 64 bits
+            longest = int(value)
         elif name == "truncation_side" and value in ("left", "right"):
             side = value
         elif name not in _NO_MATTER:

@@ -31,9 +31,11 @@ from transformers import (
 
 from embell import Encoder, EncoderError
 from embell.engine import bellm, encoder, fast_files, packed, workers
+from embell.engine.backbone import EMBEDDED_MODEL, load_tokenizer
 from embell.engine.fast_files import probe, read_network
 from embell.engine.packed import SHORT, Packing, attend
-from sentence_models import MINILM, Normalize, dense, plain_directory, qwen3, save
+from embell.engine.tokenizer import read_tokenizer
+from sentence_models import MINILM, Normalize, _tokenizer, dense, plain_directory, qwen3, save
 from tiny_models import SENTENCES, tiny_encoder_directory, tiny_model
 
 VOCABULARY = 97
@@ -403,7 +405,7 @@ def test_a_stream_that_fails_gives_first_what_came_before(tmp_path: Path, monkey
         raise ValueError("the disk is gone")
 
     stream = tiny.encode_stream(texts())
-    assert [len(next(stream)) for _ in range(2)] == [4, 4]
+    assert [len(next(stream)) for _ in range(3)] == [4, 4, 2]
     with pytest.raises(ValueError, match="the disk is gone"):
         next(stream)
 
@@ -440,3 +442,45 @@ def test_the_short_way_is_taken_and_the_long_one(monkeypatch: pytest.MonkeyPatch
     heads = torch.randn(SHORT + 1 + SHORT, 2, 4)
     attend(heads, heads, heads, Packing((SHORT + 1, SHORT), CPU), True)
     assert taken == ["_attend_long", "_attend_short"]
+
+
+@pytest.fixture(scope="module")
+def llama_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its tokenizer puts a token of its own at the end of each text."""
+    directory = tiny_encoder_directory(tmp_path_factory.mktemp("tokenizer"), "llama")
+    _tokenizer("qwen3").save_pretrained(directory)
+    return directory
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=("Cs",)), max_size=30) | st.sampled_from(SENTENCES), max_size=5))
+@settings(max_examples=60)
+def test_tokens_from_files_are_those_of_transformers(llama_directory: Path, parts: list[str]) -> None:
+    text = "<pad>".join(parts)
+    for directory in (EMBEDDED_MODEL, llama_directory):
+        ours, theirs = read_tokenizer(directory), load_tokenizer(directory)
+        assert ours is not None
+        assert ours.backend_tokenizer.encode(text).ids == theirs(text, verbose=False)["input_ids"]
+        assert ours.get_vocab() == theirs.get_vocab()
+        assert len(ours) == len(theirs)
+        assert (ours.pad_token_id, ours.truncation_side) == (theirs.pad_token_id, theirs.truncation_side)
+        assert ours.model_max_length == theirs.model_max_length
+        assert set(ours.all_special_ids) == set(theirs.all_special_ids)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"add_bos_token": True}, {"add_eos_token": True}, {"tokenizer_class": "LlamaTokenizer"}, {"unk_token": "<never>"},
+        {"extra_special_tokens": ["<one>"]}, {"pad_token": {"content": "<pad>"}}, {"split_special_tokens": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_tokenizer_that_says_more_is_left_to_transformers(
+    llama_directory: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_bytes((llama_directory / name).read_bytes())
+    assert read_tokenizer(tmp_path) is not None
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | change))
+    assert read_tokenizer(tmp_path) is None
