@@ -19,12 +19,22 @@ from typing import Any
 
 import click
 
-PARTS = ("start", "import torch", "import lancedb", "load the model", "read the corpus", "encode", "write to LanceDB", "index", "rest")
+PARTS = (
+    "start",
+    "import torch",
+    "import lancedb",
+    "load the model",
+    "read the corpus",
+    "encode",
+    "write to LanceDB",
+    "index",
+    "rest",
+)
 
 
 def spent_in(began: float, arguments: list[str]) -> dict[str, float]:
     """Seconds that `embell ARGUMENTS` takes, part by part; `began` is the time at which this process was started."""
-    from embell.cli.main import main
+    from embell.cli.main import cli
 
     parts = dict.fromkeys(PARTS, 0.0)
     parts["start"] = time.time() - began
@@ -59,7 +69,7 @@ def spent_in(began: float, arguments: list[str]) -> dict[str, float]:
     Encoder.encode = timed("encode", Encoder.encode)  # type: ignore[method-assign]
     Store.upsert = timed("write to LanceDB", Store.upsert)  # type: ignore[method-assign]
     Collection._refresh_index = timed("index", Collection._refresh_index)  # type: ignore[method-assign]
-    main(arguments, standalone_mode=False)
+    cli.main(arguments, standalone_mode=False)
     parts["rest"] = time.time() - began - sum(parts.values())
     return parts
 
@@ -98,8 +108,12 @@ def run(data: Path | None, sentences: int, rounds: int, began: float | None, arg
         click.echo(f"`embell index`, {len(texts):,} sentences: {whole:.1f} s\n\n| part | seconds | share |\n| --- | --- | --- |")
         for part, taken in parts.items():
             click.echo(f"| {part} | {taken:.2f} | {taken / whole:.1%} |")
-        corpus.write_text("".join(json.dumps({"id": str(number), "text": text}) + "\n" for number, text in enumerate(texts[:100])))
-        subprocess.run([sys.executable, "-m", "embell", "index", str(corpus), "--to", str(small)], check=True, stdout=subprocess.DEVNULL)
+        corpus.write_text(
+            "".join(json.dumps({"id": str(number), "text": text}) + "\n" for number, text in enumerate(texts[:100]))
+        )
+        subprocess.run(
+            [sys.executable, "-m", "embell", "index", str(corpus), "--to", str(small)], check=True, stdout=subprocess.DEVNULL
+        )
         taken: dict[str, list[float]] = {"import torch, lancedb": [], "embell search": []}
         for _ in range(rounds):
             taken["import torch, lancedb"].append(seconds("-c", "import torch, lancedb"))

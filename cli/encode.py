@@ -138,6 +138,11 @@ def _target(output: str, ids_file: str | None, sources: Iterable[str]) -> tuple[
     for path in (output, ids_file):
         if path not in (None, "-") and any(os.path.realpath(source) == os.path.realpath(path) for source in sources):
             raise click.UsageError(f"{path} is the source and would be overwritten; name another file")
+    for source in sources:
+        if suffix == ".parquet" and os.path.isdir(source) and Path(source).resolve() in target.resolve().parents:
+            raise click.UsageError(
+                f"--output {output}: lies in {source} and would be read as a part of it; name a file elsewhere"
+            )
     return target, suffix
 
 
@@ -166,7 +171,11 @@ def _encode(
             for block in encoder.encode_stream(texts(), kind, report=counts, progress=step):
                 part.append([pending.popleft() for _ in range(len(block))], block)
                 rows += len(block)
-        except TextError as error:
+        except EmbellError as error:
+            if rows:  # what came before the fault is safe too
+                part.commit(rows, counts)
+            if not isinstance(error, TextError):
+                raise
             document = pending[error.positions[0] - rows]
             raise CorpusError(f"{document.place or f'document {document.id!r}'}: {error.reason}") from error
         if not rows:

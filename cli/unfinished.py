@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -132,6 +133,11 @@ class Unfinished:
             path = self.folder / name
             if found is not None and (not path.is_file() or path.stat().st_size < size):
                 raise EmbellError(f"{path}: damaged, it lacks rows that {RECORD} counts; begin anew with --restart")
+            (self.folder / WHOLE).unlink(missing_ok=True)
+            if found is not None and path.stat().st_nlink > 1:
+                # A run that was killed as it finished: the output is this very file, and must not change with it.
+                shutil.copyfile(path, self.folder / WHOLE)
+                (self.folder / WHOLE).replace(path)
             file = self._files[name] = path.open("wb" if found is None else "r+b")
             file.truncate(size)  # what is behind was written by a run that did not come to count it
             file.seek(size)

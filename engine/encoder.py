@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from embell.engine.pooling import pool
 from embell.engine.presets import PRESETS
 from embell.engine.spec import EncoderSpec, Prompt
 from embell.engine.tokens import Kind, TextTokens, Tokenised, TokenRow
-from embell.engine.workers import each_on_a_core
+from embell.engine.workers import each_on_a_core, submit
 from embell.errors import EncoderError, TextError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Encoder:
     """Turns texts into float32 rows of length 1. Make one with `Encoder.load`."""
 
     def __init__(self, loaded: Loaded, batch_tokens: int | None = None) -> None:
-        """`load` makes one; `batch_tokens` limits the tokens of a batch, padding included.
+        """`load` makes one; `batch_tokens` limits the tokens of a batch, counting padding where there is any.
 
         Raises EncoderError if a narrower width is asked for than the model has.
         """
@@ -94,18 +95,21 @@ class Encoder:
         if loaded.settings.dim is not None and loaded.settings.dim > width:
             raise EncoderError(f"dim {loaded.settings.dim} is more than the model's vectors have: {width}")
         self.spec = replace(loaded.spec, dim=loaded.settings.dim or width)
-        self.tokens = TextTokens(loaded.tokenizer, self.spec, loaded.special_tokens, loaded.unknown)
+        tokenizer = loaded.reference.tokenizer() if loaded.reference.tokenizer_taken else loaded.tokenizer
+        self.tokens = TextTokens(tokenizer, self.spec, loaded.special_tokens, loaded.unknown)
 
     @property
     def network(self) -> torch.nn.Module:
         """The model as transformers has it. Whoever takes it may change it, so from then on `encode` runs it too."""
+        network = self._loaded.reference.network()
         self._loaded.reference.taken = True
-        return self._loaded.reference.network()
+        return network
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer as transformers has it; from then on `encode` uses it too."""
         tokenizer = self._loaded.reference.tokenizer()
+        self._loaded.reference.tokenizer_taken = True
         if self.tokens.tokenizer is not tokenizer:
             self.tokens = TextTokens(tokenizer, self.spec, self._loaded.special_tokens, self._loaded.unknown)
         return tokenizer
@@ -287,7 +291,7 @@ class Encoder:
                 if len(window) == WINDOW and failure is None:
                     window, failure = _read(source)
                     if window:
-                        following = ahead.submit(self._prepare, window, kind, position)
+                        following = submit(ahead, partial(self._prepare, window, kind, position))
                         position += len(window)
                 vectors = self._encode_window(prepared, counts, progress)[:, : self.dim]
                 if normalize:
@@ -359,14 +363,14 @@ class Encoder:
 
     def _encode_batches(self, rows: list[TokenRow], lengths: np.ndarray) -> Iterator[tuple[np.ndarray, Vectors]]:
         """Indices of rows and their vectors, batch by batch, each row once."""
-        cuda = self.device.type == "cuda"
-        budget = self._batch_tokens or (65_536 if cuda else 1024 if self.fast else 4096)
-        batches = batches_by_length(lengths.tolist(), budget, padded=not self.fast)
-        if self.fast and not cuda:
+        cuda, fast = self.device.type == "cuda", self.fast
+        budget = self._batch_tokens or (65_536 if cuda else 1024 if fast else 4096)
+        batches = batches_by_length(lengths.tolist(), budget, padded=not fast)
+        if fast and not cuda:
             yield from each_on_a_core(lambda batch: self._encode_batch([rows[row] for row in batch]), batches)
             return
         # A graphics card computes while the next batch is made ready, and several cards take turns.
-        ahead = 2 * max(1, len(self.fast)) if cuda else 0
+        ahead = 2 * max(1, len(fast)) if cuda else 0
         waiting: deque[tuple[np.ndarray, Tensor]] = deque()
         for turn, batch in enumerate(batches):
             waiting.append((batch, self._launch([rows[row] for row in batch], turn)))
@@ -384,11 +388,12 @@ class Encoder:
     @torch.inference_mode()
     def _launch(self, rows: list[TokenRow], turn: int = 0) -> Tensor:
         """Vectors of rows, on the device; where there are several cards, on that whose turn it is."""
-        if not self.fast:
+        fast = self.fast
+        if not fast:
             return self.vectors(self.collate(rows))
-        which = turn % len(self.fast)
-        network, head = self.fast[which], self._loaded.heads[which]
-        ids = torch.tensor(list(chain.from_iterable(row.ids for row in rows)))
+        which = turn % len(fast)
+        network, head = fast[which], self._loaded.heads[which - 1] if which else self.head
+        ids = torch.tensor(list(chain.from_iterable(row.ids for row in rows)), device="cpu")
         if network.device.type == "cuda":
             ids = ids.pin_memory().to(network.device, non_blocking=True)
         packing = Packing(tuple(len(row.ids) for row in rows), network.device)
@@ -406,7 +411,7 @@ class Encoder:
         first, last = torch.tensor([row.begin for row in rows]), torch.tensor([row.end for row in rows])
         pooled = (columns >= first.unsqueeze(1)) & (columns < last.unsqueeze(1))
         tensors = (ids, columns < lengths.unsqueeze(1), pooled, torch.tensor([row.placeholder for row in rows]))
-        return Batch(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))
+        return Batch(*(tensor.to(self.device) for tensor in tensors))
 
     def vectors(self, batch: Batch) -> Tensor:
         """The float32 vectors `(n, width)` of a batch's rows, as the head leaves them; gradients flow."""

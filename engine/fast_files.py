@@ -36,7 +36,11 @@ _NO_MATTER = {
 _NOT_READ = ("lm_head.", "pooler.", "cls.", "rotary_emb.", "embeddings.position_ids", "embeddings.token_type_ids")
 """Weights that stand in such files and that no embedding depends on."""
 
-_PREFIX = re.compile(r"^(model|bert|roberta)\.")  # of the bare network within a model with a head
+_PREFIXES = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), "model."),
+    **dict.fromkeys(("roberta", "xlm-roberta"), "roberta."),
+    "bert": "bert.",
+}
 _LAYER = re.compile(r"^(?:encoder\.layer|layers)\.(\d+)\.")
 
 FastNetwork = FastLlama | FastBert
@@ -59,14 +63,14 @@ def read_network(
     try:
         config = _Config(read_json(directory / "config.json"))
         kind = config.take("model_type", str)
-        with _Weights(directory, dtype, device) as weights:
+        if kind not in _PREFIXES:
+            return None
+        with _Weights(directory, dtype, device, _PREFIXES[kind]) as weights:
             if kind in ("bert", "roberta", "xlm-roberta"):
                 network: FastNetwork = FastBert(_kept(_bert_shape(config, kind), layers), weights.get)
-            elif kind in ("llama", "mistral", "qwen2", "qwen3"):
+            else:
                 shape = _kept(_llama_shape(config, kind), layers)
                 network = FastLlama(shape, weights.get, resolve_start(start, shape.layers))
-            else:
-                return None
             weights.check_all_read(network.layers)
     except (_NotUnderstoodError, EncoderError, SafetensorError, OSError):
         return None
@@ -100,17 +104,24 @@ def _kept(shape: _Shape, layers: int | None) -> _Shape:
 class _Weights:
     """The tensors of a model's safetensors files, handed out by the names that the bare network gives them."""
 
-    def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device, prefix: str) -> None:
+        """`prefix` is what stands before the names where the bare network is part of a model with a head."""
         self._dtype, self._device = dtype, device
         self._open = ExitStack()
         files = ["model.safetensors"]
         if not (directory / files[0]).is_file():
-            files = sorted(set(read_json(directory / "model.safetensors.index.json").get("weight_map", {}).values()))
+            places = read_json(directory / "model.safetensors.index.json").get("weight_map")
+            if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+                raise _NotUnderstoodError("weight_map")
+            files = sorted(set(places.values()))
         self._found: dict[str, tuple[Any, str]] = {}
         for file in files:
             tensors = self._open.enter_context(safe_open(directory / file, framework="pt"))
             for name in tensors.keys():  # noqa: SIM118  (not a dictionary)
-                self._found[_PREFIX.sub("", name)] = (tensors, name)
+                bare = name.removeprefix(prefix)
+                if bare in self._found:
+                    raise _NotUnderstoodError(name)
+                self._found[bare] = (tensors, name)
         self._read: set[str] = set()
 
     def __enter__(self) -> _Weights:
@@ -134,7 +145,8 @@ class _Weights:
         """Raises _NotUnderstoodError if there are weights that nobody asked for, but for those of layers that are left out."""
         for name in self._found.keys() - self._read:
             layer = _LAYER.match(name)
-            if not name.startswith(_NOT_READ) and not (layer and int(layer[1]) >= layers):
+            unread = name.startswith(_NOT_READ) or name.endswith(".rotary_emb.inv_freq")
+            if not unread and not (layer and int(layer[1]) >= layers):
                 raise _NotUnderstoodError(name)
 
 
@@ -143,6 +155,7 @@ class _Config:
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.padding = values.get("pad_token_id", 1)
+        """RoBERTa counts positions from this token on."""
         self._left = {name: value for name, value in values.items() if name == "model_type" or name not in _NO_MATTER}
 
     def take(self, name: str, kind: type, default: Any = None) -> Any:
@@ -156,6 +169,10 @@ class _Config:
         if type(value) is not kind:
             raise _NotUnderstoodError(name)
         return value
+
+    def size(self, name: str, default: Any = None) -> int:
+        """A whole number from 1 on, or the default. Raises _NotUnderstoodError for anything else."""
+        return _positive(self._left.pop(name, default))
 
     def either(self, name: str, default: Any) -> Any:
         """Whatever stands there, None included, or the default."""
@@ -174,16 +191,16 @@ class _Config:
 def _bert_shape(config: _Config, kind: str) -> BertShape:
     shape = BertShape(
         family=kind,
-        vocabulary=config.take("vocab_size", int),
-        positions=config.take("max_position_embeddings", int, 512),
-        kinds=config.take("type_vocab_size", int, 2),
-        hidden=config.take("hidden_size", int),
-        layers=config.take("num_hidden_layers", int),
-        heads=config.take("num_attention_heads", int),
-        inner=config.take("intermediate_size", int),
+        vocabulary=config.size("vocab_size"),
+        positions=config.size("max_position_embeddings", 512),
+        kinds=config.size("type_vocab_size", 2),
+        hidden=config.size("hidden_size"),
+        layers=config.size("num_hidden_layers"),
+        heads=config.size("num_attention_heads"),
+        inner=config.size("intermediate_size"),
         epsilon=config.take("layer_norm_eps", float, 1e-12),
         activation=config.take("hidden_act", str, "gelu"),
-        padding=None if kind == "bert" else config.padding,
+        padding=None if kind == "bert" else _padding(config.padding),
     )
     config.must_be("position_embedding_type", "absolute")
     for name in ("is_decoder", "add_cross_attention"):
@@ -195,30 +212,35 @@ def _bert_shape(config: _Config, kind: str) -> BertShape:
 
 
 def _llama_shape(config: _Config, kind: str) -> LlamaShape:
-    hidden, heads = config.take("hidden_size", int), config.take("num_attention_heads", int)
+    hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
     shared = config.either("num_key_value_heads", {"llama": None, "mistral": 8}.get(kind, 32))
     shared = heads if shared is None else _positive(shared)
-    width = config.either("head_dim", 128 if kind == "qwen3" else None)
-    width = hidden // heads if width is None else _positive(width)
+    width = config.either("head_dim", {"qwen3": 128, "qwen2": hidden // heads}.get(kind))
+    width = hidden // heads if width is None and kind != "qwen2" else _positive(width)
     biased = config.take("attention_bias", bool, False) if kind in ("llama", "qwen3") else False
-    rope = config.take("rope_parameters", dict, {})
-    theta = rope.pop("rope_theta", None) or config.take("rope_theta", float, 10_000.0)
-    if rope not in ({}, {"rope_type": "default"}) or not isinstance(theta, int | float):
+    rope = config.either("rope_parameters", None)
+    rope = {} if rope is None else rope
+    if not isinstance(rope, dict):
+        raise _NotUnderstoodError("rope_parameters")
+    theta = rope.pop("rope_theta", None)
+    if theta is None:
+        theta = config.take("rope_theta", float, 10_000.0)
+    if rope not in ({}, {"rope_type": "default"}) or type(theta) not in (int, float) or theta <= 0:
         raise _NotUnderstoodError("rope_parameters")
     config.must_be("rope_theta", theta)
     config.must_be("rope_scaling")
     window = config.either("sliding_window", 4096) if kind == "mistral" else None
     shape = LlamaShape(
-        vocabulary=config.take("vocab_size", int),
+        vocabulary=config.size("vocab_size"),
         hidden=hidden,
-        layers=config.take("num_hidden_layers", int),
+        layers=config.size("num_hidden_layers"),
         heads=heads,
         shared=shared,
         width=width,
-        inner=config.take("intermediate_size", int),
+        inner=config.size("intermediate_size"),
         epsilon=config.take("rms_norm_eps", float, 1e-6),
         theta=float(theta),
-        positions=config.take("max_position_embeddings", int, {"llama": 2048, "mistral": 131_072}.get(kind, 32_768)),
+        positions=config.size("max_position_embeddings", {"llama": 2048, "mistral": 131_072}.get(kind, 32_768)),
         activation=config.take("hidden_act", str, "silu"),
         bias_in=biased or kind == "qwen2",
         bias_out=biased,
@@ -234,6 +256,12 @@ def _llama_shape(config: _Config, kind: str) -> LlamaShape:
     if shape.activation not in ACTIVATIONS or shape.heads % shape.shared or shape.width % 2:
         raise _NotUnderstoodError("hidden_act")
     return shape
+
+
+def _padding(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise _NotUnderstoodError("pad_token_id")
+    return value
 
 
 def _positive(value: Any) -> int:

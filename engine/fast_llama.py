@@ -80,8 +80,9 @@ class FastLlama:
         """The longest text, in tokens, that this computes as the model does: up to the window each token sees all others."""
         self._layers = [_Layer(shape, get, f"layers.{index}.") for index in range(shape.layers)]
         self._norm = get("norm.weight", (shape.hidden,))
-        self._rates = shape.theta ** (-torch.arange(0, shape.width, 2, dtype=torch.int64).float() / shape.width)
-        self._rates = self._rates.to(self._tokens.device)
+        # as transformers computes them: another rounding would be felt at the far end of long texts
+        rates = 1.0 / shape.theta ** (torch.arange(0, shape.width, 2, dtype=torch.int64, device="cpu").float() / shape.width)
+        self._rates = rates.to(self.device)
 
     def states(self, ids: Tensor, packing: Packing) -> Iterator[Tensor]:
         """The states `(tokens, hidden)` after the embeddings and after each layer, the last one after the final norm."""

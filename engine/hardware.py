@@ -30,7 +30,8 @@ def other_devices(device: torch.device) -> list[torch.device]:
     """The graphics cards of this machine beside the one picked, empty on a CPU."""
     if device.type != "cuda":
         return []
-    return [torch.device("cuda", index) for index in range(1, torch.cuda.device_count())]
+    first = torch.cuda.current_device() if device.index is None else device.index
+    return [torch.device("cuda", index) for index in range(torch.cuda.device_count()) if index != first]
 
 
 def pick_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
@@ -43,7 +44,7 @@ def pick_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
             raise EncoderError(f"unknown dtype {dtype!r}; known are {', '.join(_DTYPES)}")
         return _DTYPES[dtype]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
 
 

@@ -27,12 +27,11 @@ class Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._bias = bias
-        self.prepared = (
-            weight.device.type == "cpu"
-            and weight.dtype in (torch.float32, torch.bfloat16)
-            and torch.backends.mkldnn.is_available()
-        )
+        self.prepared = weight.device.type == "cpu" and _onednn_takes(weight.dtype)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS) if self.prepared else weight
+
+    def __deepcopy__(self, memo: object) -> Linear:
+        return self  # nothing changes it, and prepared weights cannot be copied
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.prepared:

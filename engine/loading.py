@@ -48,7 +48,7 @@ class Loaded:
     """A model that is ready to run. `spec.dim` is not known yet; `settings` are what `embell.json` is to say.
 
     `fast` computes the same as the reference's network, on each device, if the model is of a family that it knows; `heads`
-    are copies of the head for those devices. `decoder` tells whether
+    are copies of the head for those beside the first. `decoder` tells whether
     the network is a decoder, whose positions are counted for it. `vocabulary` is the number of tokens that the network
     knows, `unknown` a token that a static model leaves out.
     """
@@ -123,14 +123,24 @@ def load_model(
         said["adapter"] = deciding(places.adapter)
     said = {name: value for name, value in said.items() if value}
     adapter = places.names.adapter
+
+    def fingerprint() -> str:
+        return backbone.fingerprint(found.network, files, orjson.dumps(said) if said else b"")
+
     spec = replace(
         loaded.spec,
         backbone=backbone.recorded_name(places.names.model, places.model),
         revision=places.names.revision,
         adapter=None if adapter is None or places.adapter is None else backbone.recorded_name(adapter, places.adapter),
         adapter_revision=places.names.adapter_revision,
-        fingerprint=backbone.fingerprint(found.network, files, orjson.dumps(said) if said else b""),
+        fingerprint=fingerprint(),
     )
+
+    def unchanged() -> None:
+        if fingerprint() != spec.fingerprint:
+            raise EncoderError(f"{places.model}: its files have changed since it was loaded; load it again")
+
+    loaded.reference.unchanged = unchanged
     layers = None if loaded.adapter is None else settings.layers  # saved alone, an adapter leaves the base all its layers
     kept = replace(settings, start_layer=spec.start_layer, max_length=spec.max_length, layers=layers)
     return replace(loaded, spec=spec, settings=kept, notes=tuple(notes))
@@ -243,7 +253,7 @@ def _transformer(
         )
         notes = (f"texts that are too long for this model {end}",)
     return Loaded(
-        reference, head, tokenizer, spec, settings, device, fast, tuple(copy.deepcopy(head).to(one.device) for one in fast),
+        reference, head, tokenizer, spec, settings, device, fast, tuple(copy.deepcopy(head).to(one.device) for one in fast[1:]),
         known.decoder, known.prepending, known.adapter, known.tokens, notes=notes,
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,14 +55,14 @@ class Packing:
     @cached_property
     def positions(self) -> Tensor:
         """The place of each token in its text, from 0, `(tokens,)`."""
-        counted = [torch.arange(run.length).repeat(run.texts) for run in self.runs]
-        return torch.cat(counted).to(self.device, non_blocking=True)
+        counted = [torch.arange(run.length, device="cpu").repeat(run.texts) for run in self.runs]
+        return torch.cat(counted).to(self.device)
 
     @cached_property
     def borders(self) -> Tensor:
         """Where each text begins, and where the last one ends, `(texts + 1,)` int32."""
-        ends = torch.tensor([0, *self.lengths]).cumsum(0, dtype=torch.int32)
-        return ends.to(self.device, non_blocking=True)
+        ends = torch.tensor([0, *self.lengths], device="cpu").cumsum(0, dtype=torch.int32)
+        return ends.to(self.device)
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, packing: Packing, causal: bool) -> Tensor:
@@ -69,7 +70,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, packing: Packing, caus
 
     Keys and values may have fewer heads, each of which then serves several queries. `causal` hides later tokens.
     """
-    if values.is_cuda and values.dtype in (torch.bfloat16, torch.float16):
+    if _flash_takes(values):
         return _attend_varlen(queries, keys, values, packing, causal)
     parts = []
     for run in packing.runs:
@@ -77,6 +78,14 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, packing: Packing, caus
         short = run.length <= SHORT and values.device.type == "cpu"
         parts.append((_attend_short if short else _attend_long)(query, key, value, causal).flatten(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _flash_takes(values: Tensor) -> bool:
+    """Whether the variable-length kernel serves this card, dtype and width."""
+    if not values.is_cuda or values.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    width = values.shape[-1]
+    return width % 8 == 0 and width <= 256 and torch.cuda.get_device_capability(values.device)[0] >= 8
 
 
 def _attend_long(queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -> Tensor:
@@ -92,20 +101,25 @@ def _attend_short(queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -
     texts, length, heads, width = queries.shape
     shared = keys.shape[2]
     each = heads // shared
+    exact: dict[str, Any] = {"dtype": torch.float32, "device": values.device}
     # the queries that share a key-value head stand below each other: one product serves them all
-    laid = torch.empty(texts, shared, each, length, width).copy_(queries.unflatten(2, (shared, each)).permute(0, 2, 3, 1, 4))
-    turned = torch.empty(texts, shared, width, length).copy_(keys.permute(0, 2, 3, 1))
+    laid = torch.empty(texts, shared, each, length, width, **exact).copy_(
+        queries.unflatten(2, (shared, each)).permute(0, 2, 3, 1, 4)
+    )
+    turned = torch.empty(texts, shared, width, length, **exact).copy_(keys.permute(0, 2, 3, 1))
     laid, turned = laid.view(texts * shared, each * length, width), turned.view(texts * shared, width, length)
-    weights = torch.empty(texts * shared, each * length, length)
+    weights = torch.empty(texts * shared, each * length, length, **exact)
     torch.baddbmm(weights, laid, turned, beta=0, alpha=1 / math.sqrt(width), out=weights)
     if causal:
-        hidden = torch.full((length, length), float("-inf")).triu_(1)
+        hidden = torch.full((length, length), float("-inf"), **exact).triu_(1)
         weights.view(-1, each, length, length).add_(hidden)
     weights.sub_(weights.amax(dim=-1, keepdim=True)).exp_()
     sums = weights.sum(dim=-1, keepdim=True)
-    read = torch.bmm(weights, torch.empty(texts, shared, length, width).copy_(values.transpose(1, 2)).view(-1, length, width))
+    read = torch.bmm(
+        weights, torch.empty(texts, shared, length, width, **exact).copy_(values.transpose(1, 2)).view(-1, length, width)
+    )
     read.div_(sums)
-    out = torch.empty(texts, length, shared, each, width, dtype=values.dtype)
+    out = torch.empty(texts, length, shared, each, width, dtype=values.dtype, device=values.device)
     return out.copy_(read.view(texts, shared, each, length, width).permute(0, 3, 1, 2, 4)).flatten(2)
 
 
@@ -127,10 +141,13 @@ def _attend_varlen(queries: Tensor, keys: Tensor, values: Tensor, packing: Packi
 
 def pool_packed(states: Tensor, packing: Packing, begins: Sequence[int], ends: Sequence[int], pooling: str) -> Tensor:
     """`pool` for packed states `(tokens, hidden)`: one float32 vector a text, of its tokens from `begins` to `ends`."""
-    first, last = (torch.tensor(border).to(states.device, non_blocking=True) for border in (begins, ends))
-    if states.is_cuda:  # one padded batch: many small kernels would take longer
-        texts = list(torch.split(states, list(packing.lengths)))
-        parts = [(slice(None), torch.nn.utils.rnn.pad_sequence(texts, batch_first=True))]
+    first, last = (torch.tensor(border, device=states.device) for border in (begins, ends))
+    if states.is_cuda:  # a few padded batches, at most half of each padding: many small kernels would take longer
+        texts, parts, begin = torch.split(states, list(packing.lengths)), [], 0
+        for at in range(1, len(texts) + 1):
+            if at == len(texts) or 2 * len(texts[at]) < len(texts[begin]):
+                parts.append((slice(begin, at), torch.nn.utils.rnn.pad_sequence(list(texts[begin:at]), batch_first=True)))
+                begin = at
     else:
         parts, text = [], 0
         for run in packing.runs:

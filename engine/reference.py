@@ -12,27 +12,35 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_LOADING = threading.Lock()
+
+
 class Reference:
     """The model and its tokenizer as transformers has them, loaded when they are first asked for.
 
-    `taken` says that the network was handed out: whoever has it may change it, so nothing else may stand for it any more.
+    `taken` and `tokenizer_taken` say that they were handed out: whoever has them may change them, so nothing else may stand
+    for them any more.
     """
 
     def __init__(self, network: Callable[[], nn.Module], tokenizer: Callable[[], PreTrainedTokenizerBase]) -> None:
         self._load, self._read = network, tokenizer
         self._network: nn.Module | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._lock = threading.Lock()
         self.taken = False
+        self.tokenizer_taken = False
+        self.unchanged: Callable[[], None] = lambda: None
+        """Raises EncoderError if the files are no longer those that the encoder was made from."""
 
     def network(self) -> nn.Module:
-        with self._lock:
+        with _LOADING:
             if self._network is None:
+                self.unchanged()
                 self._network = self._load()
             return self._network
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        with self._lock:
+        with _LOADING:
             if self._tokenizer is None:
+                self.unchanged()
                 self._tokenizer = self._read()
             return self._tokenizer

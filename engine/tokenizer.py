@@ -79,12 +79,12 @@ def read_tokenizer(directory: Path) -> FileTokenizer | None:
     for name, value in config.items():
         if name in _NAMED and (value is None or (isinstance(value, str) and value in added)):
             special.update({} if value is None else {name: added[value]})
-        elif name == "model_max_length" and isinstance(value, int | float):  # "no limit" is beyond 64 bits
-            longest = int(value)
+        elif name == "model_max_length" and (type(value) is int or (type(value) is float and value >= 2**63)):
+            longest = int(value)  # "no limit" is a whole number beyond 64 bits
         elif name == "truncation_side" and value in ("left", "right"):
             side = value
         elif name not in _NO_MATTER:
             return None
-    if backend.post_processor is None:  # transformers then makes one
-        return None
+    if backend.post_processor is None or (backend.padding is not None and "pad_token" not in config):
+        return None  # transformers then makes one, or takes the other
     return FileTokenizer(backend, special, longest, side)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,15 @@ _SLOT = "{text}"
 
 _TOKENIZING = threading.Lock()
 """A tokenizer's limit on length is part of its state: whoever sets it must be alone until the texts are through."""
+
+
+def _after_fork() -> None:
+    global _TOKENIZING
+    _TOKENIZING = threading.Lock()  # another thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass(slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -24,11 +25,11 @@ def each_on_a_core(do: Callable[[Work], Result], works: Sequence[Work]) -> Itera
     PyTorch's number of threads says how many. A few pieces of work are done one after the other, by all threads together.
     """
     cores = torch.get_num_threads()
-    if cores == 1 or len(works) < cores:
+    pool = None if cores == 1 or len(works) < cores else _workers(cores)
+    if pool is None:
         yield from ((work, do(work)) for work in works)
         return
-    pool = _workers(cores)
-    futures = [pool.submit(do, work) for work in works]
+    futures = [submit(pool, partial(do, work)) for work in works]
     try:
         for work, future in zip(works, futures, strict=True):
             yield work, future.result()
@@ -37,8 +38,21 @@ def each_on_a_core(do: Callable[[Work], Result], works: Sequence[Work]) -> Itera
             future.cancel()
 
 
-def _workers(cores: int) -> ThreadPoolExecutor:
-    """The threads of this process, shared by all encoders."""
+def submit(pool: ThreadPoolExecutor, do: Callable[[], Result]) -> Future[Result]:
+    """The work in a thread of the pool; at once, in this one, if the interpreter is shutting down."""
+    try:
+        return pool.submit(do)
+    except RuntimeError:
+        done: Future[Result] = Future()
+        try:
+            done.set_result(do())
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+def _workers(cores: int) -> ThreadPoolExecutor | None:
+    """The threads of this process, shared by all encoders; None if no threads can be started any more."""
     global _pool, _cores
     with _lock:
         if _pool is None or _cores != cores:
@@ -49,13 +63,21 @@ def _workers(cores: int) -> ThreadPoolExecutor:
                 torch.set_num_threads(1)
                 together.wait()
 
-            _pool = ThreadPoolExecutor(cores, "embell-worker", initializer=alone)
-            _cores = cores
-            for _ in range(cores):
-                _pool.submit(int)
-            together.wait()
-            # The setting is the thread's own, but new threads start with what was set last, anywhere.
-            torch.set_num_threads(cores)
+            pool = ThreadPoolExecutor(cores, "embell-worker", initializer=alone)
+            try:
+                for _ in range(cores):
+                    pool.submit(int)
+                together.wait()
+            except RuntimeError:
+                together.abort()
+                return None
+            except BaseException:
+                together.abort()
+                raise
+            finally:
+                # The setting is the thread's own, but new threads start with what was set last, anywhere.
+                torch.set_num_threads(cores)
+            _pool, _cores = pool, cores
         return _pool
 
 

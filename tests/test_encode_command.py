@@ -205,16 +205,16 @@ def test_a_bad_text_is_named_by_its_place_and_costs_nothing(embell: Run, tmp_pat
     assert json.loads(cut.stdout)["truncated"] == 1
 
     write(tmp_path / "rows.jsonl", **{**whole, "l650": "{broken"})
-    fails(invoke(tmp_path, model, "w.npy"), 1, "rows.jsonl:650: not valid JSON", f"{SAFE} rows kept in")
+    fails(invoke(tmp_path, model, "w.npy"), 1, "rows.jsonl:650: not valid JSON", "648 rows kept in")
     going = invoke(tmp_path, model, "w.npy", "--keep-going")
-    assert (json.loads(going.stdout)["resumed"], json.loads(going.stdout)["rejected"]) == (SAFE, 1)
+    assert (json.loads(going.stdout)["resumed"], json.loads(going.stdout)["rejected"]) == (648, 1)
 
 
 def test_another_source_or_encoder_is_refused_and_restart_begins_anew(tmp_path: Path, model: Path) -> None:
     source, part = tmp_path / "rows.jsonl", tmp_path / "v.npy.part"
     write(source)
     options = ["--max-length", "100", "--on-long", "chunk"]
-    fails(invoke(tmp_path, model, "v.npy", *options), 1, "rows.jsonl:100:", "64 rows kept")
+    fails(invoke(tmp_path, model, "v.npy", *options), 1, "rows.jsonl:100:", "98 rows kept")
     kept = {path.name: path.read_bytes() for path in part.iterdir()}
 
     def refused(status: int, *parts: str, more: tuple[str, ...] = (), model: Path = model) -> None:
@@ -231,9 +231,9 @@ def test_another_source_or_encoder_is_refused_and_restart_begins_anew(tmp_path: 
 
     for changed in ('{"id": "r9", "text": "new"}', '{"id": "new", "text": ' + json.dumps(json.loads(line(9))["text"]) + "}"):
         write(source, l9=changed)
-        refused(1, "rows.jsonl: no longer begins with the 64 documents whose rows are in")
+        refused(1, "rows.jsonl: no longer begins with the 98 documents whose rows are in")
     source.write_text("".join(line(number) + "\n" for number in range(1, 41)))
-    refused(1, "no longer begins with the 64 documents")
+    refused(1, "no longer begins with the 98 documents")
     (part / "record.json").write_text("{")
     fails(invoke(tmp_path, model, "v.npy"), 1, "record.json: damaged", "--restart")
     anew = invoke(tmp_path, other, "v.npy", "--restart")
@@ -292,11 +292,29 @@ def test_a_finished_output_is_not_touched_before_the_next_is_ready(tmp_path: Pat
     fails(invoke(tmp_path, model, "v.npy"), 1, "rows.jsonl:100")
     os.link(tmp_path / "v.npy.part" / "vectors", tmp_path / "v.npy")
     with (tmp_path / "v.npy").open("r+b") as file:
-        file.write(vector_files.npy_header(64, 32))
+        file.write(vector_files.npy_header(98, 32))
     before = (tmp_path / "v.npy").read_bytes()
     (tmp_path / "v.npy.part" / "record.json").unlink()  # killed while the folder was being removed
     fails(invoke(tmp_path, model, "v.npy"), 1, "rows.jsonl:100")
     assert (tmp_path / "v.npy").read_bytes() == before
+
+
+def test_a_finished_output_stays_as_it_is_while_a_longer_one_is_made(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the output got its name, before the rows kept were removed; then the source grows."""
+    write(tmp_path / "rows.jsonl")
+    with monkeypatch.context() as stopping:
+        stopping.setattr(unfinished.Unfinished, "remove", lambda self: (_ for _ in ()).throw(OSError(5, "killed")))
+        assert isinstance(invoke(tmp_path, model, "v.npy", "--keep-going").exception, OSError)
+    os.link(tmp_path / "v.npy", tmp_path / "as-it-was.npy")
+    before = (tmp_path / "as-it-was.npy").read_bytes()
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write('{"id": "one more", "text": "one more"}\n')
+    second = invoke(tmp_path, model, "v.npy", "--keep-going")
+    assert json.loads(second.stdout)["resumed"] == LINES - 4
+    assert len(np.load(tmp_path / "v.npy")) == LINES - 3
+    assert (tmp_path / "as-it-was.npy").read_bytes() == before
 
 
 def test_what_cannot_be_done_is_refused_at_once(embell: Run, tmp_path: Path, model: Path) -> None:
@@ -306,6 +324,10 @@ def test_what_cannot_be_done_is_refused_at_once(embell: Run, tmp_path: Path, mod
     os.mkfifo(tmp_path / "pipe.npy")
     fails(invoke(tmp_path, model, "pipe.npy"), 2, "pipe.npy: a device or a pipe")
     fails(invoke(tmp_path, model, "v.npy", "--ids", str(tmp_path / "rows.jsonl")), 2, "would be overwritten")
+    (tmp_path / "folder").mkdir()
+    inside = ["encode", str(tmp_path / "folder"), "--output", str(tmp_path / "folder" / "v.parquet")]
+    fails(CliRunner().invoke(cli, inside), 2, "v.parquet: lies in")
+    (tmp_path / "folder").rmdir()
     (tmp_path / "mine.npy.part").mkdir()
     (tmp_path / "mine.npy.part" / "letter.txt").write_text("dear")
     fails(invoke(tmp_path, model, "mine.npy", "--restart"), 2, "mine.npy.part: is in the way")
@@ -321,10 +343,10 @@ def test_links_are_followed_and_stdin_is_read_again(embell: Run, tmp_path: Path,
     (tmp_path / "v.arrow").symlink_to(tmp_path / "deep" / "real.arrow")
     rows = [line(number) + "\n" for number in range(1, 81)]
     command = ["encode", "-", "--output", tmp_path / "v.arrow", "--model", model, "--json"]
-    embell(*command, input="".join([*rows, "{broken\n"])).fails(1, "-:81: not valid JSON", f"64 rows kept in {tmp_path / 'deep'}")
+    embell(*command, input="".join([*rows, "{broken\n"])).fails(1, "-:81: not valid JSON", f"79 rows kept in {tmp_path / 'deep'}")
     again = embell(*command, "--ids", "-", input="".join(rows))
     assert again.status == 0, again
     *ids, report = again.out.splitlines()
-    assert json.loads(report)["resumed"] == 64
+    assert json.loads(report)["resumed"] == 79
     assert [name.replace("\n", " ") for name in content(tmp_path / "deep" / "real.arrow")[0] or ()] == ids
     assert (tmp_path / "v.arrow").is_symlink()

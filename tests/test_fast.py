@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -227,6 +230,11 @@ def configuration_changes() -> list[dict[str, Any]]:
         {"head_dim": 16},
         {"model_type": "gemma"},
         {"num_key_value_heads": "2"},
+        {"num_attention_heads": 0},
+        {"num_hidden_layers": 0},
+        {"max_position_embeddings": -1},
+        {"rope_theta": 0.0, "rope_parameters": None},
+        {"rope_parameters": ["default"]},
     ]
 
 
@@ -390,7 +398,7 @@ def test_results_come_in_order_and_failures_come_through() -> None:
 def test_several_devices_take_turns(tmp_path: Path) -> None:
     encoder = Encoder.load(tiny_encoder_directory(tmp_path, "llama"), dtype="float32", batch_tokens=60)
     alone = encoder.encode(TEXTS)
-    both = Encoder(replace(encoder._loaded, fast=encoder.fast * 2, heads=encoder._loaded.heads * 2), 60)
+    both = Encoder(replace(encoder._loaded, fast=encoder.fast * 2, heads=(encoder.head,)), 60)
     turns = [both._launch([row], turn).numpy() for turn, row in enumerate(both.tokenise(TEXTS, "document").rows)]
     vectors = np.concatenate(turns)
     np.testing.assert_allclose(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), alone, atol=1e-5)
@@ -484,3 +492,119 @@ def test_a_tokenizer_that_says_more_is_left_to_transformers(
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | change))
     assert read_tokenizer(tmp_path) is None
+
+
+def saved_as(directory: Path, model: PreTrainedModel, names: dict[str, str] | None = None, **changes: Any) -> Path:
+    """The model with other keys in its configuration, and weights under further names."""
+    directory.mkdir()
+    model.save_pretrained(directory)
+    config = json.loads((directory / "config.json").read_text()) | changes
+    (directory / "config.json").write_text(json.dumps(config))
+    weights = load_file(directory / "model.safetensors")
+    save_file(weights | {new: weights[old] * 2 for new, old in (names or {}).items()}, directory / "model.safetensors")
+    return directory
+
+
+def test_what_transformers_reads_otherwise_or_not_at_all(models: Any, tmp_path: Path) -> None:
+    llama, bert, roberta, qwen = (models[kind][1] for kind in ("llama", "bert", "roberta", "qwen2"))
+    embeddings = "embeddings.word_embeddings.weight"
+    cases = [
+        saved_as(tmp_path / "twice", llama, {"model.embed_tokens.weight": "embed_tokens.weight"}),
+        saved_as(tmp_path / "other", bert, {f"roberta.{embeddings}": embeddings}),
+        saved_as(tmp_path / "null", qwen, head_dim=None),
+        *(saved_as(tmp_path / f"pad {pad}", roberta, pad_token_id=pad) for pad in (None, -1, "1")),
+    ]
+    for directory in cases:
+        assert read_network(directory, torch.float32, CPU, None, None) is None, directory
+    for shards in ([], None, {"norm.weight": 3}):
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+        (tmp_path / "config.json").write_bytes((cases[0] / "config.json").read_bytes())
+        assert read_network(tmp_path, torch.float32, CPU, None, None) is None
+
+
+def test_positions_at_the_end_of_a_long_text(tmp_path: Path) -> None:
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_attention_heads": 1,
+        "num_hidden_layers": 2,
+        "vocab_size": VOCABULARY,
+    }
+    rope = {"rope_type": "default", "rope_theta": 500_000.0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LlamaConfig(**shape, max_position_embeddings=4096, rope_parameters=rope, initializer_range=0.2)
+        model = AutoModel.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    network = read_network(tmp_path, torch.float32, CPU, None, None)
+    assert network is not None
+    rows = rows_of([3000])
+    torch.testing.assert_close(fast(network, rows)[0], reference(model, rows)[0], atol=1e-4, rtol=1e-5)
+
+
+def test_a_model_that_was_replaced_since_is_not_mixed_with_the_one_in_memory(tmp_path: Path) -> None:
+    directory = tiny_encoder_directory(tmp_path / "model", "llama")
+    encoder = Encoder.load(directory, dtype="float32")
+    before = encoder.encode(SENTENCES)
+    tiny_encoder_directory(directory, "llama", seed=5)
+    for use in (lambda: encoder.save(tmp_path / "copy"), lambda: encoder.network):
+        with pytest.raises(EncoderError, match="its files have changed since it was loaded; load it again"):
+            use()
+    np.testing.assert_array_equal(encoder.encode(SENTENCES), before)
+
+
+def test_the_process_s_defaults_change_nothing(tmp_path: Path) -> None:
+    encoder = Encoder.load(tiny_encoder_directory(tmp_path, "llama"), dtype="float32")
+    before = encoder.encode(SENTENCES)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        np.testing.assert_allclose(encoder.encode(SENTENCES), before, atol=1e-6)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_copy_and_what_is_changed_in_the_head(tmp_path: Path) -> None:
+    save(tmp_path / "model", plain_directory(tmp_path / "plain", "bert"), dense(), Normalize())
+    encoder = Encoder.load(tmp_path / "model", dtype="float32")
+    before = encoder.encode(SENTENCES)
+    np.testing.assert_array_equal(copy.deepcopy(encoder).encode(SENTENCES), before)
+    with torch.no_grad():
+        next(encoder.head.parameters()).mul_(-1)
+    assert encoder.fast
+    assert np.abs(encoder.encode(SENTENCES) - before).max() > 0.1
+
+
+def test_a_tokenizer_that_was_handed_out_counts_for_encoders_made_after(tmp_path: Path) -> None:
+    encoder = Encoder.load(tiny_encoder_directory(tmp_path, "llama"), dtype="float32")
+    tokenizer = encoder.tokenizer
+    assert encoder.tokens.tokenizer is tokenizer
+    assert encoder.with_max_length(12).tokens.tokenizer is tokenizer
+
+
+def test_encoding_goes_on_while_the_interpreter_shuts_down(tmp_path: Path) -> None:
+    directory = tiny_encoder_directory(tmp_path, "llama")
+    code = f"""
+import threading, time, torch
+from embell import Encoder
+torch.set_num_threads(2)
+encoder = Encoder.load({str(directory)!r}, dtype="float32", batch_tokens=40)
+def late():
+    threading.main_thread().join()
+    print(encoder.encode([f"number {{n}}" for n in range(50)]).shape)
+    print(sum(len(block) for block in encoder.encode_stream(f"{{n}}" for n in range(9000))))
+threading.Thread(target=late).start()
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert ran.stdout.split("\n")[:2] == ["(50, 32)", "9000"], ran.stderr
+
+
+def test_bf16_on_a_processor_that_has_nothing_for_it(tmp_path: Path) -> None:
+    directory = tiny_encoder_directory(tmp_path, "llama")
+    code = f"""
+from embell import Encoder
+encoder = Encoder.load({str(directory)!r}, dtype="bfloat16")
+print(encoder.encode(["a river", "a bridge"]).shape, bool(encoder.fast))
+"""
+    old = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120, env=old)
+    assert ran.stdout.strip() == "(2, 32) True", ran.stderr
