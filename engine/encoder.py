@@ -165,7 +165,8 @@ class Encoder:
         What is not given comes from the `preset` ("bellm", "prompteol", "summarize", "knowledge", "cot", "metaeol",
         "echo"), then from the model's own files; a decoder whose files say nothing gets its last layer bidirectional
         and mean pooling. The settings are those of `ModelSettings`. `dtype` is "float32", "bfloat16" or "float16"; by
-        default bf16 where the hardware computes in it, else float32. `threads` sets the CPU threads of this process.
+        default bf16 where the hardware computes in it, else float32. Without a `device`, all graphics cards of the
+        machine take part, or else the processor. `threads` sets the CPU threads of this process.
 
         Raises EncoderError if the model cannot be read, does not fit its tokenizer, cannot be made bidirectional as
         asked, or if settings contradict each other, such as a start layer that would change nothing (the last layer

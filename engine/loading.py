@@ -212,8 +212,6 @@ def _transformer(
     fast: tuple[FastNetwork, ...] = ()
     if places.adapter is None and settings.token_prepending is None:
         fast = _fast_networks(found.network, dtype, (device, *others), settings)
-    if fast and fast[0].longest is not None and fast[0].longest < min(settings.max_length, fast[0].positions):
-        fast = ()
     if fast:
         network = fast[0]
         known = _Network(nn.Module(), network.layers, network.start, network.decoder, network.vocabulary, network.positions)

@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from embell import Encoder, EncoderError
-from embell.engine import bellm, encoder, fast_files, packed, workers
+from embell.engine import bellm, encoder, fast_files, fast_llama, packed, workers
 from embell.engine.backbone import EMBEDDED_MODEL, load_tokenizer
 from embell.engine.fast_files import probe, read_network
 from embell.engine.packed import SHORT, Packing, attend
@@ -608,3 +608,13 @@ print(encoder.encode(["a river", "a bridge"]).shape, bool(encoder.fast))
     old = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120, env=old)
     assert ran.stdout.strip() == "(2, 32) True", ran.stderr
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_the_probe_notices_a_layer_that_looks_the_wrong_way(models: Any, monkeypatch: pytest.MonkeyPatch, always: bool) -> None:
+    network = read_network(models["llama"][0], torch.float32, CPU, None, 2)
+    assert network is not None
+    probe(network)
+    monkeypatch.setattr(fast_llama, "attend", lambda q, k, v, packing, causal: attend(q, k, v, packing, always))
+    with pytest.raises(EncoderError, match="layer 2 of 4 is causal" if always else "layer 0 of 4 looks ahead"):
+        probe(network)
