@@ -205,7 +205,8 @@ class Encoder:
         not merged is written alone, with the name of its base model. Weights are written in the dtype that they were
         loaded in: load with dtype="float32" to keep those of a float32 model as they are.
 
-        Raises EncoderError if the directory holds a model of the other kind, adapter or whole.
+        Raises EncoderError if the directory holds a model of the other kind, adapter or whole, or if the files that the
+        encoder was loaded from are others by now.
         """
         target = Path(directory)
         target.mkdir(parents=True, exist_ok=True)
@@ -422,8 +423,9 @@ class Encoder:
 
     def forward(self, batch: Batch, **options: Any) -> Any:
         """What the network returns for a batch; `options` are those of its own forward, such as output_hidden_states."""
+        network: Any = self._loaded.reference.network()
         if not self.decoder:
-            return self.network(input_ids=batch.input_ids, attention_mask=batch.real.long(), **options)
+            return network(input_ids=batch.input_ids, attention_mask=batch.real.long(), **options)
         attention = None if bool(batch.real.all()) else batch.real.long()
         around = (
             nullcontext()
@@ -431,7 +433,7 @@ class Encoder:
             else self._loaded.prepending.at(batch.placeholder, batch.real.sum(dim=1) - 1)
         )
         with around:
-            return bellm.forward(self.network, batch.input_ids, attention, **options)
+            return bellm.forward(network, batch.input_ids, attention, **options)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from embell.engine.fast_llama import Get
-from embell.engine.linear import Linear
+from embell.engine.linear import Get, Linear
 from embell.engine.packed import Packing, attend
 
 
@@ -56,7 +55,7 @@ class FastBert:
 
     def __init__(self, shape: BertShape, get: Get) -> None:
         self.shape = shape
-        self.hidden, self.layers, self.vocabulary = shape.hidden, shape.layers, shape.vocabulary
+        self.layers, self.vocabulary = shape.layers, shape.vocabulary
         self.positions = shape.positions - (0 if shape.padding is None else shape.padding + 1)
         self._tokens = get("embeddings.word_embeddings.weight", (shape.vocabulary, shape.hidden))
         self.device = self._tokens.device

@@ -6,17 +6,14 @@ both ways. The transformers path is the reference that this is tested against.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from embell.engine.linear import Linear
+from embell.engine.linear import Get, Linear
 from embell.engine.packed import Packing, attend
-
-Get = Callable[[str, tuple[int, ...]], Tensor]
-"""Hands out the weight of a name and shape."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class FastLlama:
     def __init__(self, shape: LlamaShape, get: Get, start: int) -> None:
         self.shape, self.start = shape, start
         self._tokens = get("embed_tokens.weight", (shape.vocabulary, shape.hidden))
-        self.hidden, self.layers, self.vocabulary = shape.hidden, shape.layers, shape.vocabulary
+        self.layers, self.vocabulary = shape.layers, shape.vocabulary
         self.positions, self.device = shape.positions, self._tokens.device
         self.longest = shape.window
         """The longest text, in tokens, that this computes as the model does: up to the window each token sees all others."""

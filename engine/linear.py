@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -14,6 +16,9 @@ ACTIVATIONS = {
     "silu": ("swish", ""),
 }
 """Hugging Face's name of an activation, and oneDNN's with its variant."""
+
+Get = Callable[[str, tuple[int, ...]], Tensor]
+"""Hands out the weight of a name and shape."""
 
 _ROWS = 1024  # a hint for the layout of the weights: the rows of a usual batch
 

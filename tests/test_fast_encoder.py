@@ -28,6 +28,8 @@ def test_a_window_is_left_to_transformers_where_texts_are_longer(tmp_path: Path)
     assert encoder.fast
     longer = encoder.with_max_length(20)
     assert not longer.fast
+    longer.encode(SENTENCES)
+    assert longer.with_max_length(4).fast  # nobody was given the network, so nobody can have changed it
     assert not Encoder.load(directory, dtype="float32", max_length=20).fast
     np.testing.assert_allclose(
         longer.encode(SENTENCES), Encoder.load(directory, dtype="float32", max_length=20).encode(SENTENCES), atol=1e-6
