@@ -22,6 +22,7 @@ _COMMANDS = {
     "encode": ("encode", "Encode a corpus to a file of vectors."),
     "evaluate": ("evaluate", "Measure the encoder: STS, retrieval."),
     "layers": ("layers", "Score an encoder at every depth: where to start, where to stop."),
+    "train": ("train", "Train an encoder: contrastive, graded, distill, pretrain."),
     "demo": ("demo", "See it work on the documentation of this machine's own Python."),
 }
 
@@ -66,16 +67,13 @@ def cli() -> None:
 def main() -> None:
     """Run the command line. Errors are one line on stderr; the status is 1 for failed, 2 for misused."""
     try:
-        status = cli.main(standalone_mode=False)
+        status = cli.main(prog_name="embell", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "")
         status = 2
     except click.ClickException as error:
-        where = (
-            f"embell {error.ctx.info_name}"
-            if isinstance(error, click.UsageError) and error.ctx and error.ctx.parent
-            else "embell"
-        )
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        where = context.command_path if context is not None and context.parent else "embell"
         _fail(where, error.format_message())
         status = error.exit_code
     except EmbellError as error:

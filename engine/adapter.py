@@ -89,6 +89,22 @@ class Adapter:
             if not torch.equal(tensor.cpu(), given[name].to(tensor.dtype)):
                 raise EncoderError(f"{where}: {back[name]} did not reach the model; this version of peft is not supported")
 
+    @classmethod
+    def fresh(cls, model: nn.Module, rank: int, alpha: int | None, dropout: float) -> Adapter:
+        """Put a new adapter into every linear layer of `model` and freeze the rest; it changes nothing until it is trained.
+
+        `alpha` scales it by alpha / rank (LoRA, Hu et al. 2021, section 4.1), by default 1.
+        """
+        from peft import LoraConfig, LoraModel
+
+        linear = sorted(name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+        made = cls.__new__(cls)
+        made._config = LoraConfig(
+            r=rank, lora_alpha=alpha or rank, lora_dropout=dropout, target_modules=_suffixes(linear), bias="none"
+        )
+        made._tuner = LoraModel(model, {"default": made._config}, "default")
+        return made
+
     def merge(self) -> None:
         """Add the adapter to the weights of the base model and take it out."""
         self._tuner.merge_and_unload()
@@ -108,6 +124,11 @@ class Adapter:
         save_file({_PREFIX + name: tensor.contiguous() for name, tensor in weights.items()}, directory / WEIGHTS)
         self._config.base_model_name_or_path = base
         self._config.save_pretrained(str(directory))
+
+
+def _suffixes(names: list[str]) -> list[str]:
+    """The last parts of module names (q_proj, down_proj), each once, as adapters list their targets."""
+    return sorted({name.rpartition(".")[2] for name in names})
 
 
 def _short(name: str, expected: dict[str, Any]) -> str:

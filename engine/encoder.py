@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from embell.engine import backbone, bellm, head, sentence_format, static
+from embell.engine.adapter import Adapter
 from embell.engine.fast_files import FastNetwork
 from embell.engine.loading import SETTINGS, Loaded, ModelNames, load_model
 from embell.engine.packed import Packing, pool_packed
@@ -225,6 +226,25 @@ class Encoder:
         head.save(self.head, target)
         self._loaded.settings.write(target)
         sentence_format.write(target)
+
+    def add_adapter(self, rank: int, alpha: int | None = None, dropout: float = 0.0) -> None:
+        """Put a new LoRA adapter into all linear layers, to be trained; the other weights are frozen.
+
+        Until it is trained it changes nothing. `save` then writes it alone, with the name of the base model.
+
+        Raises EncoderError for a static model and for one that has an adapter.
+        """
+        if not self.spec.layers:
+            raise EncoderError("a static model has no linear layers for an adapter")
+        if self._loaded.adapter is not None:
+            raise EncoderError("this encoder has an adapter already; merge it first")
+        self._loaded = replace(self._loaded, adapter=Adapter.fresh(self.network, rank, alpha, dropout))
+
+    def merge_adapter(self) -> None:
+        """Add the adapter to the weights of the model, if there is one; `save` then writes the whole model."""
+        if self._loaded.adapter is not None:
+            self._loaded.adapter.merge()
+            self._loaded = replace(self._loaded, adapter=None)
 
     def with_max_length(self, tokens: int) -> Encoder:
         """The same encoder, sharing the network, with another limit on the length of texts.

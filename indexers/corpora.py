@@ -122,11 +122,11 @@ def read_rows(
     if list(sources).count("-") > 1:
         raise UsageError("- (stdin) is given twice, but can be read only once; name it once")
     for source in sources:
-        next(_files(source))  # a wrong path is told now, not after hours with the sources before it
+        next(source_files(source))  # a wrong path is told now, not after hours with the sources before it
     ordinal = -1
     for source in sources:
         first = True
-        for file in _files(source):
+        for file in source_files(source):
             for found in file.read(options, stdin):
                 ordinal += 1
                 report.rows += 1
@@ -156,8 +156,8 @@ def _reject(message: str, raw: bytes | None, options: CorpusOptions, report: Cor
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """A row as its file gives it."""
+class FoundRow:
+    """A row as its file gives it: the line on which it starts, its number, its fields, and what is wrong with it."""
 
     line: int
     number: int
@@ -167,19 +167,21 @@ class _Found:
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class TableFile:
+    """A file of rows: its path, how messages name it, its kind (jsonl, csv, tsv, parquet, text), and its compression."""
+
     path: str
     label: str
     kind: str
     compression: str = ""
 
-    def read(self, options: CorpusOptions, stdin: BinaryIO | None) -> Iterator[_Found]:
+    def read(self, options: CorpusOptions, stdin: BinaryIO | None) -> Iterator[FoundRow]:
         """The rows of this file. Raises CorpusError if the file as a whole is at fault."""
         if self.path == "-":
             yield from _json_lines(sys.stdin.buffer if stdin is None else stdin)
             return
         try:
-            with open(self.path, "rb") as file, _unpacked(file, self.compression) as stream:
+            with open(self.path, "rb") as file, unpacked(file, self.compression) as stream:
                 if self.kind == "jsonl":
                     yield from _json_lines(stream)
                 elif self.kind == "text":
@@ -191,7 +193,7 @@ class _File:
                     as_text |= {options.id_field} if options.id_field is not None else {"id", "_id"}
                     rows = table_rows(stream, "\t" if self.kind == "tsv" else ",", self.label, as_text)
                     for number, (line, fields, fault) in enumerate(rows, 1):
-                        yield _Found(line, number, fields, fault)
+                        yield FoundRow(line, number, fields, fault)
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 message = f"cannot be read ({error.strerror}); check the file and its permissions"
@@ -202,10 +204,10 @@ class _File:
             raise CorpusError(f"{self.label}: {message}") from error
 
 
-def _files(source: str) -> Iterator[_File]:
+def source_files(source: str) -> Iterator[TableFile]:
     """The files of one source, at least one. Raises CorpusError if there is none."""
     if source == "-":
-        yield _File("-", "-", "jsonl")
+        yield TableFile("-", "-", "jsonl")
         return
     label = _label(source) if source else "''"
     try:
@@ -228,7 +230,7 @@ def _files(source: str) -> Iterator[_File]:
     yield only
 
 
-def _walked(folder: str, root: str) -> Iterator[_File]:
+def _walked(folder: str, root: str) -> Iterator[TableFile]:
     """The usable files below a folder, sorted by path; a link counts only if it leads to a file below `root`."""
     try:
         entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
@@ -245,13 +247,13 @@ def _walked(folder: str, root: str) -> Iterator[_File]:
                 yield file
 
 
-def _recognised(path: str) -> _File | None:
+def _recognised(path: str) -> TableFile | None:
     stem, suffix = os.path.splitext(path.lower())
     compression = suffix if suffix in _COMPRESSIONS else ""
     if compression:
         suffix = os.path.splitext(stem)[1]
     kind = _KINDS.get(suffix)
-    return None if kind is None else _File(path, _label(path), kind, compression)
+    return None if kind is None else TableFile(path, _label(path), kind, compression)
 
 
 def _label(path: str) -> str:
@@ -260,7 +262,8 @@ def _label(path: str) -> str:
 
 
 @contextmanager
-def _unpacked(file: BinaryIO, compression: str) -> Iterator[BinaryIO]:
+def unpacked(file: BinaryIO, compression: str) -> Iterator[BinaryIO]:
+    """The content of a file that may be compressed."""
     if compression == ".gz":
         with gzip.open(file) as stream:
             yield cast(BinaryIO, stream)
@@ -279,7 +282,7 @@ def _unpacked(file: BinaryIO, compression: str) -> Iterator[BinaryIO]:
 # Rows of each kind of file
 
 
-def _json_lines(stream: BinaryIO) -> Iterator[_Found]:
+def _json_lines(stream: BinaryIO) -> Iterator[FoundRow]:
     for number, line in enumerate(stream, 1):
         line = line.removeprefix(BOM) if number == 1 else line
         line = line.rstrip(b"\r\n")
@@ -298,17 +301,17 @@ def _json_lines(stream: BinaryIO) -> Iterator[_Found]:
         except orjson.JSONDecodeError as error:
             fault = utf8_fault(line) or f"not valid JSON ({error.msg} at column {error.colno})"
             fault += f"; each line must hold one JSON object in UTF-8; {FIX}"
-        yield _Found(number, number, fields, fault, line)
+        yield FoundRow(number, number, fields, fault, line)
 
 
-def _whole_text(stream: BinaryIO, label: str) -> _Found:
+def _whole_text(stream: BinaryIO, label: str) -> FoundRow:
     content = stream.read()
     if fault := utf8_fault(content):
-        return _Found(1, 1, {}, f"{fault}; save the file as UTF-8, or skip such files with --keep-going")
-    return _Found(1, 1, {"text": content.removeprefix(BOM).decode(), "path": label})
+        return FoundRow(1, 1, {}, f"{fault}; save the file as UTF-8, or skip such files with --keep-going")
+    return FoundRow(1, 1, {"text": content.removeprefix(BOM).decode(), "path": label})
 
 
-def _parquet(stream: BinaryIO, label: str, compressed: bool) -> Iterator[_Found]:
+def _parquet(stream: BinaryIO, label: str, compressed: bool) -> Iterator[FoundRow]:
     import pyarrow
     import pyarrow.parquet
 
@@ -323,7 +326,7 @@ def _parquet(stream: BinaryIO, label: str, compressed: bool) -> Iterator[_Found]
                 columns = [_microseconds(column).to_pylist() for column in batch.columns]
                 for values in zip(*columns, strict=True):
                     number += 1
-                    yield _Found(number, number, dict(zip(batch.schema.names, values, strict=True)))
+                    yield FoundRow(number, number, dict(zip(batch.schema.names, values, strict=True)))
         except (pyarrow.ArrowException, ValueError, KeyError, OverflowError) as error:
             after = f" after row {number}" if number else ""
             raise CorpusError(f"{label}: not a sound Parquet file{after} ({_one_line(error)}); write the file anew") from error

@@ -1,153 +1,395 @@
-"""The distillation recipe: what it may read, that it learns, and that a stopped run goes on as if it had not stopped."""
+"""The recipes: each has the loss that its sources define, and a model learns with it."""
 
 from __future__ import annotations
 
 import json
-import lzma
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel
+from scipy.special import log_softmax, logsumexp, softmax
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from embell import CorpusError, Encoder, UsageError
-from embell.training import distill as module
-from embell.training import sources
-from embell.training.distill import Recipe, distill, distillation_loss, plan_batches
-from tiny_models import tiny_tokenizer
+from embell import CorpusError, Encoder, EncoderError, UsageError
+from embell.engine.tokens import TokenRow
+from embell.training.contrastive import contrastive
+from embell.training.distill import distill
+from embell.training.fresh import ShapeOptions, fresh_student
+from embell.training.graded import graded
+from embell.training.nesting import NestingOptions
+from embell.training.pretrain import _NextToken, pretrain
+from embell.training.run import plan_batches
+from embell.training.student import EncoderOptions, LoraOptions
+from embell.training.teacher import CrossEncoder, Teacher
+from training_parts import World, judge_directory, losses, metrics, run_options, scores
 
-RECIPE = Recipe(
-    layers=2, hidden=32, inner=48, heads=2, vocabulary=400, start_layer=1, batch=32, longest=64, learning_rate=3e-3, compile=False
-)
-NOUNS = [
-    "river",
-    "bridge",
-    "engine",
-    "vector",
-    "sentence",
-    "bank",
-    "galaxy",
-    "soup",
-    "kitten",
-    "market",
-    "teacher",
-    "window",
-    "garden",
-    "doctor",
-    "letter",
-    "summer",
-]
-VERBS = ["crosses", "builds", "reads", "follows", "paints", "forgets", "measures", "opens", "carries", "answers"]
+OPTIONS = EncoderOptions(start_layer=2)
+SHAPE = ShapeOptions(new_layers=2, hidden=32, inner=48, heads=2, vocabulary=300, positions=64)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "text").mkdir()
-    sentences = [f"The {a} {verb} the {b} near a {c}." for a in NOUNS for verb in VERBS for b in NOUNS[:5] for c in NOUNS[9:11]]
-    rows = [
-        {"id": str(n), "title": f"About {n}", "text": " ".join(sentences[n * 40 : n * 40 + 40])}
-        for n in range(len(sentences) // 40)
-    ]
-    (folder / "text" / "factbook.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "sts").mkdir()
-    (folder / "sts" / "test.tsv").write_text(f"score\tsentence1\tsentence2\n1\t{sentences[7].upper()}\tunrelated words\n")
-    return folder
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher")
-    tokenizer = tiny_tokenizer()
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        initializer_range=0.5,
+def teacher(world: World) -> Path:
+    """An encoder that knows the topics."""
+    run = world.model.parent / "taught"
+    return contrastive((world.triplets,), run, str(world.model), encoder=OPTIONS, run=run_options(steps=50))
+
+
+def first_batch(texts: list[tuple[str, ...]]) -> list[int]:
+    return plan_batches(texts, 16, 9.0, 0)[0]
+
+
+def unit(vectors: Any) -> np.ndarray:
+    array = np.asarray(vectors, dtype=np.float64)
+    return array / np.linalg.norm(array, axis=-1, keepdims=True)
+
+
+def infonce(columns: list[np.ndarray], masked: np.ndarray | None = None) -> float:
+    """Columns: queries, positives, perhaps negatives."""
+    logits = unit(columns[0]) @ unit(np.concatenate(columns[1:])).T / 0.05
+    if masked is not None:
+        logits[masked & ~np.eye(*logits.shape, dtype=bool)] = -np.inf
+    return float(np.mean(logsumexp(logits, axis=1) - np.diagonal(logits)))
+
+
+def cosent(similarities: np.ndarray, labels: np.ndarray) -> float:
+    wrong = [20 * (a - b) for a, x in zip(similarities, labels, strict=True) for b, y in zip(similarities, labels, strict=True) if x < y]
+    return float(logsumexp([0, *wrong]))
+
+
+def angle(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    u, v = ((one := unit(side))[:, :16] + 1j * one[:, 16:] for side in (first, second))
+    product = (u * v.conj()).sum(axis=1)
+    return np.abs(product.real + product.imag)
+
+
+def divergence(student: np.ndarray, wanted: np.ndarray) -> float:
+    found = []
+    for at in range(len(student)):
+        mine, theirs = (np.delete(unit(side) @ unit(side)[at], at) / 0.05 for side in (student, wanted))
+        found.append((softmax(theirs) * (log_softmax(theirs) - log_softmax(mine))).sum())
+    return float(np.mean(found))
+
+
+def check(run: Path, recorded: list[float], by_hand: float, better: float) -> None:
+    """The first losses, and how much a held-out score must rise."""
+    found = losses(run)
+    assert found[0] == pytest.approx(by_hand, rel=1e-4)
+    assert found[1 : 1 + len(recorded)] == pytest.approx(recorded, rel=1e-4), found[:5]
+    before, after = scores(run)
+    assert after > before + better, (before, after)
+
+
+def vectors_of(model: Path | str, texts: list[str], **options: Any) -> np.ndarray:
+    return Encoder.load(str(model), dtype="float32", **options).encode(texts, normalize=False)
+
+
+def test_contrastive_pairs(world: World, tmp_path: Path) -> None:
+    contrastive(
+        (world.pairs,), tmp_path / "run", str(world.model), evaluate=(world.held_out,), encoder=OPTIONS, run=run_options(steps=50)
     )
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    rows = [world.rows[at] for at in first_batch([(row["query"], row["positive"]) for row in world.rows])]
+    columns = [vectors_of(world.model, [row[name] for row in rows], start_layer=2) for name in ("query", "positive")]
+    check(tmp_path / "run", PAIRS, infonce(columns), 20)
 
 
-def test_only_sources_on_the_list_are_read() -> None:
-    assert [source.path for source in sources.select(["text/factbook.jsonl"])] == ["text/factbook.jsonl"]
-    for refused in ("text/reuters21578.jsonl.xz", "dup/mrpc-train.tsv.xz", "sts/stsb-train.tsv", "pairs/banking77-test.tsv"):
-        with pytest.raises(UsageError, match="may not be trained on"):
-            sources.select([refused])
-    assert all(source.licence for source in sources.SHIPPABLE)
+def test_contrastive_triplets_nested(world: World, tmp_path: Path) -> None:
+    nesting = NestingOptions((8, 16), (1, 3))
+    contrastive(
+        (world.triplets,), tmp_path / "run", str(world.model),
+        evaluate=(world.held_out,), encoder=OPTIONS, nesting=nesting, run=run_options(steps=40),
+    )  # fmt: skip
+    rows = [world.rows[at] for at in first_batch([tuple(row.values()) for row in world.rows])]
+
+    def columns(**options: Any) -> list[np.ndarray]:
+        return [vectors_of(world.model, [row[name] for row in rows], **options) for name in ("query", "positive", "negative")]
+
+    deep = columns(start_layer=2)
+    expected = infonce(deep) + infonce([c[:, :8] for c in deep]) + infonce([c[:, :16] for c in deep])
+    for depth, start in ((1, None), (3, 2)):
+        early = columns(layers=depth, start_layer=start)
+        expected += infonce(early) + infonce([c[:, :8] for c in early]) + infonce([c[:, :16] for c in early])
+        for whole, part in zip(deep, early, strict=True):
+            log_whole, log_part = log_softmax(whole, axis=1), log_softmax(part, axis=1)
+            expected += (np.exp(log_whole) * (log_whole - log_part)).sum(axis=1).mean() / 3
+    check(tmp_path / "run", NESTED, expected, 20)
 
 
-def test_held_out_sentences_are_left_out_whatever_their_case(data: Path) -> None:
-    chosen = sources.select(["text/factbook.jsonl"])
-    sentences, paragraphs, counts = sources.collect(data, chosen, 1.0, 0)
-    assert counts == {"text/factbook.jsonl": (len(sentences), len(paragraphs))}
-    marks = [sources.fingerprint(text) for text in sentences]
-    assert len(set(marks)) == len(marks) > 500
-    assert not set(marks) & sources.held_out(data)
-    whole = (data / "text" / "factbook.jsonl").read_text()
-    left_out = sources.fingerprint((data / "sts" / "test.tsv").read_text().split("\t")[3])
-    assert left_out in sources.fingerprint(whole)
-    assert sources.collect(data, chosen, 1.0, 0)[0] == sentences
-    with pytest.raises(CorpusError, match="no such file"):
-        sources.collect(data, sources.select(["dict/wordset.tsv.xz"]), 1.0, 0)
+def test_contrastive_with_a_guide(world: World, teacher: Path, tmp_path: Path) -> None:
+    contrastive(
+        (world.triplets,), tmp_path / "run", str(world.model), guide=str(teacher), mask_above=0.6,
+        evaluate=(world.held_out,), encoder=OPTIONS, run=run_options(steps=30),
+    )  # fmt: skip
+    rows = [world.rows[at] for at in first_batch([tuple(row.values()) for row in world.rows])]
+    texts = [[row[name] for row in rows] for name in ("query", "positive", "negative")]
+    columns = [vectors_of(world.model, column, start_layer=2) for column in texts]
+    guide = [Encoder.load(teacher).encode(column) for column in texts]
+    masked = guide[0] @ np.concatenate(guide[1:]).T > 0.6
+    assert 16 < masked.sum() < 200
+    check(tmp_path / "run", GUIDED, infonce(columns, masked), 20)
 
 
-def test_rows_of_compressed_tables_are_read_without_quoting(tmp_path: Path) -> None:
-    with lzma.open(tmp_path / "a.tsv.xz", "wt", encoding="utf-8") as file:
-        file.write('one\ttwo\n"open\tand 5" more\n')
-    assert list(sources.read_rows(tmp_path / "a.tsv.xz")) == [{"one": '"open', "two": 'and 5" more'}]
+def test_graded(world: World, tmp_path: Path) -> None:
+    graded(
+        (world.scored,), tmp_path / "run", str(world.model),
+        angle_weight=0.1, evaluate=(world.held_out,), encoder=OPTIONS, run=run_options(steps=50),
+    )  # fmt: skip
+    rows = [world.scored_rows[at] for at in first_batch([()] * len(world.scored_rows))]
+    first, second = (vectors_of(world.model, [row[name] for row in rows], start_layer=2) for name in ("sentence1", "sentence2"))
+    labels = np.array([row["score"] for row in rows])
+    expected = cosent((unit(first) * unit(second)).sum(axis=1), labels) + 0.1 * cosent(angle(first, second), labels)
+    check(tmp_path / "run", GRADED, expected, 20)
 
 
-@given(st.lists(st.integers(1, 256), min_size=1, max_size=400), st.integers(0, 9))
-def test_batches_hold_each_row_at_most_once_within_their_bounds(lengths: list[int], seed: int) -> None:
-    recipe = Recipe(batch=64, batch_tokens=8192, seed=seed)
-    batches = plan_batches(np.array(lengths), recipe)
-    rows = np.concatenate(batches) if batches else np.empty(0)
-    assert len(set(rows.tolist())) == len(rows) >= len(lengths) - 15  # a last batch may be too small to be of use
-    for batch in batches:
-        assert 16 <= len(batch) <= 64
-        assert len(batch) * max(lengths[row] for row in batch) <= 8192
+def test_distill_from_a_teacher(world: World, teacher: Path, tmp_path: Path) -> None:
+    distill(
+        (world.texts,), tmp_path / "run", str(world.model),
+        teacher=str(teacher), evaluate=(world.held_out,), encoder=OPTIONS, run=run_options(steps=60),
+    )  # fmt: skip
+    texts = [text for at in first_batch([tuple(group) for group in world.groups]) for text in world.groups[at]]
+    student, wanted = vectors_of(world.model, texts, start_layer=2), vectors_of(teacher, texts)
+    expected = 5 * (1 - (unit(student) * unit(wanted)).sum(axis=1)).mean() + divergence(student, wanted)
+    assert losses(tmp_path / "run")[0] == pytest.approx(expected, rel=2e-3)  # the teacher's vectors are kept in float16
+    check(tmp_path / "run", DISTILLED, losses(tmp_path / "run")[0], 20)
 
 
-def test_the_loss_is_zero_at_the_teacher_and_positive_elsewhere() -> None:
-    vectors = torch.nn.functional.normalize(torch.randn(20, 8), dim=-1)
-    loss, cosine = distillation_loss(vectors, vectors, RECIPE)
-    assert loss.item() == pytest.approx(0, abs=1e-5)
-    assert cosine.item() == pytest.approx(1)
-    assert distillation_loss(vectors, vectors.roll(1, 0), RECIPE)[0].item() > 1
+def test_distill_a_new_student(world: World, teacher: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = run_options(steps=40, optimizer="muon", learning_rate=1e-2)
+    distill(
+        (world.texts,), run, "new", teacher=str(teacher), principal=True, shape=SHAPE, nesting=NestingOptions((8,), (1,)),
+        evaluate=(world.held_out,), encoder=EncoderOptions(start_layer=1), run=options,
+    )  # fmt: skip
+    texts = [text for at in first_batch([tuple(group) for group in world.groups]) for text in world.groups[at]]
+    deep, early = vectors_of(run / "student", texts, start_layer=1), vectors_of(run / "student", texts, layers=1, start_layer=None)
+    wanted = unit(vectors_of(teacher, texts)) @ np.load(run / "teacher" / "axes.npy")
+
+    def whole(vectors: np.ndarray) -> float:
+        return 5 * (1 - (unit(vectors) * unit(wanted)).sum(axis=1)).mean() + divergence(vectors, wanted)
+
+    expected = whole(deep) + 0.4 * whole(early) + 0.3 * divergence(deep[:, :8], wanted)
+    assert losses(run)[0] == pytest.approx(expected, rel=2e-3)
+    found = losses(run)
+    assert found[:5] == pytest.approx(FRESH, rel=1e-4), found[:5]
+    assert np.mean(found[-5:]) < 0.7 * np.mean(found[:5])
+    assert scores(run)[1] > 50
+    encoder = Encoder.load(run / "model")
+    assert (encoder.spec.start_layer, encoder.dim) == (1, 32)
+    np.testing.assert_array_equal(encoder.encode("Q  x\n R"), encoder.encode(" q X r"))
 
 
-def test_a_run_that_was_stopped_ends_where_an_undisturbed_one_does(
-    data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_distill_from_a_column_of_scores(world: World, tmp_path: Path) -> None:
+    tens = [{**row, "score": 10 * row["score"] - 3} for row in world.scored_rows]
+    (tmp_path / "tens.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tens))
+    distill(
+        (tmp_path / "tens.jsonl",), tmp_path / "run", str(world.model),
+        score="score", evaluate=(world.held_out,), encoder=OPTIONS, run=run_options(steps=50),
+    )  # fmt: skip
+    rows = [world.scored_rows[at] for at in first_batch([()] * len(tens))]
+    first, second = (vectors_of(world.model, [row[name] for row in rows], start_layer=2) for name in ("sentence1", "sentence2"))
+    expected = np.mean(((unit(first) * unit(second)).sum(axis=1) - [row["score"] for row in rows]) ** 2)
+    check(tmp_path / "run", FROM_SCORES, expected, 20)
+
+
+def test_distill_from_a_cross_encoder(world: World, tmp_path: Path) -> None:
+    judge = CrossEncoder(str(world.judge))
+    held = [line.split("\t")[:2] for line in world.held_out.read_text().splitlines()[1:]]
+    judged = judge([a for a, _ in held], [b for _, b in held]).tolist()
+    lines = [f"{a}\t{b}\t{score}" for (a, b), score in zip(held, judged, strict=True)]
+    (tmp_path / "held.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *lines]))
+    distill(
+        (world.scored,), tmp_path / "run", str(world.model),
+        cross_encoder=str(world.judge), evaluate=(tmp_path / "held.tsv",), encoder=OPTIONS, run=run_options(steps=60),
+    )  # fmt: skip
+    rows = [world.scored_rows[at] for at in first_batch([()] * len(world.scored_rows))]
+    texts = [[row[name] for row in rows] for name in ("sentence1", "sentence2")]
+    first, second = (vectors_of(world.model, column, start_layer=2) for column in texts)
+    network, tokenizer = judge._network, judge._tokenizer
+    with torch.no_grad():
+        one_by_one = [float(network(**tokenizer(a, b, return_tensors="pt")).logits.sigmoid()) for a, b in zip(*texts, strict=True)]
+    check(tmp_path / "run", JUDGED, np.mean(((unit(first) * unit(second)).sum(axis=1) - one_by_one) ** 2), 10)
+    with pytest.raises(EncoderError, match="has 3 outputs"):
+        CrossEncoder(str(judge_directory(tmp_path / "three", 3)))
+
+
+def test_pretrain(world: World, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    model = pretrain((world.texts,), run, piece=8, held_out=0.1, shape=SHAPE, run=run_options(steps=40, batch=32))
+    tokenizer = AutoTokenizer.from_pretrained(run / "tokenizer")
+    ids = [i for text in chain.from_iterable(world.groups) for i in [tokenizer(text)["input_ids"]]]
+    pieces = [i[begin : begin + 8] for i in ids for begin in range(0, len(i), 8) if len(i) - begin > 1]
+    assert any(len(i) > 8 for i in ids)
+    order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0)).tolist()[int(0.1 * len(pieces)) :]
+    torch.manual_seed(0)
+    config = SHAPE.config()
+    config.vocab_size = len(tokenizer)
+    untrained = LlamaForCausalLM(config)
+    batch = [torch.tensor([pieces[order[at]]]) for at in plan_batches([()] * len(order), 32, 9.0, 0)[0]]
+    with torch.no_grad():
+        sums = [float(untrained(input_ids=row, labels=row).loss) * (row.shape[1] - 1) for row in batch]
+    found = losses(run)
+    assert found[0] == pytest.approx(sum(sums) / sum(row.shape[1] - 1 for row in batch), rel=1e-4)
+    assert found[1:5] == pytest.approx(PRETRAINED, rel=1e-4), found[1:5]
+    before, after = scores(run, "perplexity")
+    assert after < before / 3
+
+    trained = AutoModelForCausalLM.from_pretrained(model).eval()
+    kept = load_file(model / "model.safetensors")
+    assert torch.equal(trained.model.embed_tokens.weight, kept["model.embed_tokens.weight"])
+    aside = [torch.tensor([pieces[at]]) for at in torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0)).tolist()]
+    aside = aside[: int(0.1 * len(pieces))]
+    with torch.no_grad():
+        sums = [float(trained(input_ids=row, labels=row).loss) * (row.shape[1] - 1) for row in aside]
+    assert np.exp(sum(sums) / sum(row.shape[1] - 1 for row in aside)) == pytest.approx(after, rel=1e-4)
+    assert Encoder.load(model, start_layer=1).encode(["A B C", "0 1 2"]).shape == (2, 32)
+    again = pretrain((world.texts,), run, piece=8, held_out=0.1, shape=SHAPE, run=run_options(steps=40, batch=32))
+    assert again == model
+    assert losses(run) == found
+
+
+def test_no_piece_sees_another() -> None:
+    torch.manual_seed(0)
+    config = SHAPE.config()
+    model = _NextToken(LlamaForCausalLM(config), SHAPE)
+    rows = [TokenRow([5, 9, 11, 40], 0, 4), TokenRow([6, 7], 0, 2), TokenRow([8, 1, 30, 2, 9, 9], 0, 6), TokenRow([3, 7, 2, 5], 0, 4)]
+    sums = sorted(map(tuple, model(rows)[0].tolist()))
+    alone = []
+    for row in rows:
+        ids = torch.tensor([row.ids])
+        alone.append((float(model.network(input_ids=ids, labels=ids).loss) * (len(row.ids) - 1), len(row.ids) - 1.0))
+    np.testing.assert_allclose(sums, sorted(alone), rtol=1e-5)
+
+
+def test_pretrain_with_a_tokenizer_of_its_own(world: World, tmp_path: Path) -> None:
+    model = pretrain((world.texts,), tmp_path / "run", tokenizer=str(world.model), held_out=0, shape=SHAPE, run=run_options(steps=2))
+    assert AutoTokenizer.from_pretrained(model).get_vocab() == AutoTokenizer.from_pretrained(world.model).get_vocab()
+    assert not scores(tmp_path / "run", "perplexity")
+    (tmp_path / "short.jsonl").write_text('{"text": "A"}\n')
+    with pytest.raises(CorpusError, match="no text has two tokens"):
+        pretrain((tmp_path / "short.jsonl",), tmp_path / "none", tokenizer=str(world.model), shape=SHAPE)
+
+
+def test_the_teacher_reads_each_text_once(world: World, teacher: Path, tmp_path: Path) -> None:
+    texts = list(chain.from_iterable(world.groups))
+    mine = Teacher(str(teacher), None, tmp_path / "kept", texts, False)
+    expected = Encoder.load(teacher).encode(texts[:6])
+    np.testing.assert_allclose(mine([0, 3, 3, 5]), expected[[0, 3, 3, 5]], atol=1e-3)
+    kept = np.memmap(tmp_path / "kept" / "vectors.f16", np.float16, "r+", shape=(len(texts), 32))
+    assert np.flatnonzero(kept.any(axis=1)).tolist() == [0, 3, 5]
+    kept[3] = np.eye(32)[7]  # were it encoded again, this would be lost
+    kept.flush()
+    again = Teacher(str(teacher), None, tmp_path / "kept", texts, False)
+    np.testing.assert_array_equal(again([3])[0], np.eye(32)[7])
+    np.testing.assert_allclose(again([4, 5]), expected[4:], atol=1e-3)
+    others = Teacher(str(teacher), None, tmp_path / "kept", [*texts[:3], "Z 9 8", *texts[4:]], False)
+    np.testing.assert_allclose(others([3])[0], Encoder.load(teacher).encode("Z 9 8")[0], atol=1e-3)
+
+
+def test_principal_axes_keep_cosines_and_order_energy(world: World, teacher: Path, tmp_path: Path) -> None:
+    texts = list(chain.from_iterable(world.groups))[:200]
+    turned = Teacher(str(teacher), None, tmp_path / "kept", texts, True)(range(200)).numpy()
+    plain = Encoder.load(teacher).encode(texts)
+    np.testing.assert_allclose(turned @ turned.T, plain @ plain.T, atol=1e-3)
+    energy = (turned**2).sum(axis=0)
+    assert (np.diff(energy) <= 1e-4).all()
+    assert energy[:8].sum() > (plain[:, :8] ** 2).sum() + 20
+
+
+def test_a_fresh_student_is_nearly_a_bag_of_the_teacher_s_vectors(world: World, teacher: Path, tmp_path: Path) -> None:
+    texts = list(chain.from_iterable(world.groups))
+    source = Teacher(str(teacher), None, tmp_path / "kept", texts, True)
+    directory = fresh_student(SHAPE, source, texts, tmp_path / "student", 0)
+    student = Encoder.load(directory, start_layer=1, dtype="float32")
+    table = student.network.get_input_embeddings().weight.detach()
+    assert float(table[1:].square().mean().sqrt()) == pytest.approx(0.7, rel=0.05)
+    strings = [str(student.tokenizer.decode([token])).strip() or "space" for token in range(len(student.tokenizer))]
+    wanted = source.turned(torch.from_numpy(source.encoder.encode(strings)))
+    wanted = wanted - wanted.mean(dim=0)
+    assert float(torch.cosine_similarity(table[1:], wanted[1:]).min()) > 0.999
+    rows = student.tokenise(texts[:100], "document").rows
+    bags = torch.stack([table[row.ids].mean(dim=0) for row in rows])
+    near = torch.cosine_similarity(torch.from_numpy(student.encode(texts[:100])), bags)
+    assert float(near.min()) > 0.9
+    assert fresh_student(SHAPE, source, texts, tmp_path / "student", 1) == directory
+    with pytest.raises(UsageError, match="hidden is 64, more than the 32"):
+        fresh_student(ShapeOptions(hidden=64, heads=2, vocabulary=300), source, texts, tmp_path / "wide", 0)
+
+
+def test_a_teacher_of_another_width(world: World, tmp_path: Path) -> None:
+    def run(**changes: Any) -> Path:
+        return distill(
+            (world.texts,), tmp_path / "run", str(world.bert), teacher=str(world.model), run=run_options(steps=2), **changes
+        )
+
+    narrow = Encoder.load(world.model, start_layer=2, dim=16)
+    narrow.save(tmp_path / "narrow")
+    with pytest.raises(UsageError, match="32 components and the teacher's 16: .*--cosine-weight 0"):
+        distill((world.texts,), tmp_path / "run", str(world.bert), teacher=str(tmp_path / "narrow"), run=run_options(steps=2))
+    made = distill(
+        (world.texts,), tmp_path / "run", str(world.bert), teacher=str(tmp_path / "narrow"), cosine_weight=0.0, run=run_options(steps=2)
+    )
+    assert Encoder.load(made).dim == 32
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "error"),
+    [
+        (contrastive, {"guide": "x"}, "guide and mask_above"),
+        (contrastive, {"temperature": 0.0}, "temperature"),
+        (graded, {"tau": 0.0}, "tau"),
+        (distill, {}, "--teacher"),
+        (distill, {"teacher": "x", "score": "score"}, "not both"),
+        (distill, {"teacher": "x", "cosine_weight": 0.0, "similarity_weight": 0.0}, "one of them more"),
+        (distill, {"model": "new", "score": "score"}, '"new"'),
+        (pretrain, {"piece": 1}, "piece"),
+        (pretrain, {"shape": ShapeOptions(heads=0)}, "heads"),
+        (pretrain, {"shape": ShapeOptions(heads=5)}, "5 heads"),
+        (pretrain, {"shape": ShapeOptions(vocabulary=200)}, "vocabulary"),
+        (contrastive, {"run": run_options(batch=0)}, "batch"),
+        (contrastive, {"run": run_options(warmup=1.0)}, "warmup"),
+        (contrastive, {"run": run_options(chunk=0)}, "chunk"),
+        (contrastive, {"lora": LoraOptions(lora_rank=-1)}, "lora_rank"),
+        (contrastive, {"lora": LoraOptions(lora_rank=2, lora_dropout=1.0)}, "lora_dropout"),
+        (contrastive, {"nesting": NestingOptions((32,))}, "width 32"),
+        (contrastive, {"encoder": EncoderOptions(causal=True, start_layer=1)}, "causal"),
+    ],
+)
+def test_settings_that_mean_nothing(
+    world: World, tmp_path: Path, recipe: Callable[..., Path], settings: dict[str, Any], error: str
 ) -> None:
-    only = ["text/factbook.jsonl"]
-    calm = distill(data, teacher, tmp_path / "calm", RECIPE, only)
-    original = module.learning_rate
+    if recipe is contrastive and "model" not in settings:
+        settings = {"model": str(world.model), **settings}
+    data = {contrastive: world.pairs, graded: world.scored, distill: world.texts, pretrain: world.texts}[recipe]
+    with pytest.raises(UsageError, match=error):
+        recipe((data,), tmp_path / "run", **settings)
 
-    def stops(step: int, steps: int, recipe: Recipe) -> float:
-        if step == steps // 2:
-            raise KeyboardInterrupt
-        return original(step, steps, recipe)
 
-    monkeypatch.setattr(module, "learning_rate", stops)
-    with pytest.raises(KeyboardInterrupt):
-        distill(data, teacher, tmp_path / "stopped", RECIPE, only, checkpoint_seconds=0)
-    monkeypatch.undo()
-    resumed = distill(data, teacher, tmp_path / "stopped", RECIPE, only)
-    one, other = load_file(calm / "model.safetensors"), load_file(resumed / "model.safetensors")
-    assert one.keys() == other.keys()
-    for name in one:
-        torch.testing.assert_close(one[name].float(), other[name].float(), rtol=0, atol=0.02)
-    metrics = [json.loads(line) for line in (tmp_path / "calm" / "metrics.jsonl").read_text().splitlines()]
-    assert np.mean([m["cosine"] for m in metrics[-5:]]) > np.mean([m["cosine"] for m in metrics[:5]]) + 0.02
-    encoder = Encoder.load(calm)
-    assert (encoder.spec.start_layer, encoder.spec.pooling) == (1, "mean")
-    np.testing.assert_array_equal(encoder.encode("a  river\n near"), encoder.encode(" A river near "))
+def test_metrics_say_what_happened(world: World, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = run_options(steps=6, report_every=2, evaluate_every=3, warmup=0.5, schedule="linear")
+    contrastive((world.pairs,), run, str(world.model), evaluate=(world.held_out,), encoder=OPTIONS, run=options)
+    lines = metrics(run)
+    assert [line["step"] for line in lines if "scores" in line] == [0, 3, 6]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 4, 6]
+    assert sorted(path.name for path in run.iterdir()) == ["config.toml", "metrics.jsonl", "model", "plot.png"]
+    assert (run / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+PAIRS: list[float] = []
+NESTED: list[float] = []
+GUIDED: list[float] = []
+GRADED: list[float] = []
+DISTILLED: list[float] = []
+FRESH: list[float] = []
+FROM_SCORES: list[float] = []
+JUDGED: list[float] = []
+PRETRAINED: list[float] = []

@@ -1,6 +1,9 @@
-"""Texts that weights shipped with embell may be trained on, and nothing else.
+"""Texts that weights shipped with embell may be trained on, and nothing else, in groups of texts that belong together.
 
-Each source names its file below the data folder, its licence, and how texts are read from it.
+Each source names its file below the data folder, its licence, and which texts of it belong together: a premise and what was said of
+it, a paragraph, its title and one of its sentences, a question and its answer. Groups stay together in a batch, so that
+a student sees related texts side by side.
+
 A file that is not in `SHIPPABLE` is refused, whatever it holds: shipped weights must come from text
 whose licence allows it. Test splits are not listed, so that they cannot be trained on by mistake.
 """
@@ -14,7 +17,8 @@ import lzma
 import random
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,24 +26,23 @@ from typing import Any
 import orjson
 
 from embell.errors import CorpusError, UsageError
+from embell.training.captions import variants_of
 
 Row = dict[str, Any]
+Groups = Iterator[Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file of training text: where it is, under which licence, and what to take from a row.
+    """A file of training text: where it is, under which licence, and the groups of related texts that it gives.
 
-    `sentences` and `paragraphs` give the texts of one row; `share_s` and `share_p` are how many of
-    each go into the default mix at most (0: none, None: all).
+    `groups` is called with the rows, shuffled, and a random generator. At most `texts` texts are taken.
     """
 
     path: str
     licence: str
-    sentences: Callable[[Row], Iterable[str]]
-    paragraphs: Callable[[Row], Iterable[str]] = lambda row: ()
-    share_s: int | None = None
-    share_p: int | None = 0
+    groups: Callable[[list[Row], random.Random], Groups]
+    texts: int
 
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(])")
@@ -67,44 +70,128 @@ def split_paragraphs(text: str) -> Iterator[str]:
             held = ""
 
 
-def _fields(*names: str) -> Callable[[Row], Iterable[str]]:
-    return lambda row: (row[name] for name in names)
+def usable(text: str, shortest: int, longest: int) -> bool:
+    """Whether a text has the right length in characters, and is mostly letters."""
+    if not shortest <= len(text) <= longest or "formula_" in text or "<unk>" in text:
+        return False
+    return sum(map(str.isalpha, text)) > 0.6 * len(text)
 
 
-def _article(row: Row) -> Iterable[str]:
-    yield row["title"]
-    yield from split_sentences(row["text"])
+def _fields(*names: str) -> Callable[[list[Row], random.Random], Groups]:
+    def groups(rows: list[Row], rng: random.Random) -> Groups:
+        for row in rows:
+            yield [row[name] for name in names if row[name]]
+
+    return groups
 
 
-def _titled_paragraphs(row: Row) -> Iterable[str]:
-    """The paragraphs of an article; the lead carries the title in front, as `title` + `text` documents do."""
-    for number, paragraph in enumerate(split_paragraphs(row["text"])):
-        yield f"{row['title']}. {paragraph}" if number == 0 else paragraph
+def _article(row: Row, rng: random.Random) -> Groups:
+    """Neighbouring sentences; a paragraph with its title, one of its sentences, and perhaps the next; now and then a long lead."""
+    title, text = row["title"], row["text"]
+    sentences = [" ".join(sentence.split()) for sentence in split_sentences(text)]
+    good = [at for at, sentence in enumerate(sentences) if usable(sentence, 20, 240)]
+    if len(good) > 6:
+        for at in rng.sample(good[:-3], min(3 if len(text) > 6000 else 1, len(good) - 3)):
+            near = [sentence for sentence in sentences[at : at + 3] if usable(sentence, 20, 240)]
+            yield [*near, title] if rng.random() < 0.3 else near
+    paragraphs = list(split_paragraphs(text))
+    if paragraphs and rng.random() < 0.35:
+        at = 0 if rng.random() < 0.5 else rng.randrange(len(paragraphs))
+        inside = [sentence for sentence in split_sentences(paragraphs[at]) if usable(sentence, 20, 200)]
+        # The lead carries the title in front, as documents of title and text do.
+        group = [f"{title}. {paragraphs[at]}" if at == 0 else paragraphs[at], *rng.sample(inside, min(1, len(inside))), title]
+        yield [*group, paragraphs[at + 1]] if at + 1 < len(paragraphs) and rng.random() < 0.3 else group
+    if len(text) > 6000 and rng.random() < 0.12:
+        yield [f"{title}. {' '.join(text[:2600].split())}"[: rng.randrange(1400, 2500)]]
+
+
+def _articles(rows: list[Row], rng: random.Random) -> Groups:
+    for row in rows:
+        yield from _article(row, rng)
+
+
+def _premises(rows: list[Row], rng: random.Random) -> Groups:
+    said: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        said[row["premise"]].append(row["hypothesis"])
+    for premise, hypotheses in said.items():
+        yield [premise, *hypotheses]
+    captions = [text for premise, hypotheses in said.items() for text in (premise, *hypotheses)]
+    yield from variants_of(captions, rng)
+
+
+def _classes(
+    text: str, label: str, only: Callable[[Row], bool] = lambda row: True
+) -> Callable[[list[Row], random.Random], Groups]:
+    """Four texts of one class at a time."""
+
+    def groups(rows: list[Row], rng: random.Random) -> Groups:
+        members: dict[str, list[str]] = defaultdict(list)
+        for row in rows:
+            if only(row):
+                members[row[label]].append(row[text])
+        for texts in members.values():
+            for begin in range(0, len(texts), 4):
+                yield texts[begin : begin + 4]
+
+    return groups
+
+
+def _synsets(rows: list[Row], rng: random.Random) -> Groups:
+    """A definition, its words, an example of their use, and now and then the definition of what is above them."""
+    by_name = {row["synset"]: row for row in rows}
+    for row in rows:
+        above = by_name.get((row["hypernyms"] or [""])[0])
+        group = [*row["definition"][:1], ", ".join(row["members"][:3]), *map(str, row["examples"][:1])]
+        yield [*group, *above["definition"][:1]] if above is not None and rng.random() < 0.3 else group
+
+
+def _answers(rows: list[Row], rng: random.Random) -> Groups:
+    """A question with a sentence of its answer, or with a paragraph of it."""
+    for row in rows:
+        if rng.random() < 0.35:
+            parts: Iterator[str] = split_paragraphs(row["answer"])
+        else:
+            parts = (sentence for sentence in split_sentences(row["answer"]) if usable(sentence, 20, 240))
+        yield [row["question"], *[part for part, _ in zip(parts, range(1), strict=False)]]
+
+
+def _summaries(rows: list[Row], rng: random.Random) -> Groups:
+    for row in rows:
+        yield [row["title"], row["abstract"], *row["tldr"][:1]]
+
+
+def _splits(rows: list[Row], rng: random.Random) -> Groups:
+    for row in rows:
+        yield [row["complex"], *row["split"].split(" <::::> ")]
 
 
 _WIKIPEDIA = "CC BY-SA (Wikipedia)"
 
 SHIPPABLE: tuple[Source, ...] = (
-    Source("text/enwiki_a.jsonl.xz", _WIKIPEDIA, _article, _titled_paragraphs, 160_000, 16_000),
-    Source("text/enwiki_b.jsonl.xz", _WIKIPEDIA, _article, _titled_paragraphs, 60_000, 5_000),
-    Source("text/openstax_md.jsonl.xz", "CC BY (OpenStax)", _article, _titled_paragraphs, 10_000, 3_000),
-    Source("text/factbook.jsonl", "CC0", _article, _titled_paragraphs, 5_000, 1_200),
-    Source("dict/oewn_definitions.tsv.xz", "CC BY 4.0 + WordNet licence", _fields("definition"), share_s=40_000),
-    Source("dict/wordset.tsv.xz", "CC BY-SA 4.0 + WordNet licence", _fields("definition", "example"), share_s=30_000),
-    Source("pairs/snli-dev.tsv.xz", "CC BY-SA 4.0", _fields("premise", "hypothesis")),
-    Source("pairs/snli-test.tsv.xz", "CC BY-SA 4.0", _fields("premise", "hypothesis")),
-    Source("pairs/wikisplit-tune.tsv.xz", "CC BY-SA 4.0", _fields("complex", "split"), share_s=8_000),
-    Source("pairs/medquad.jsonl.xz", "CC BY 4.0", _fields("question"), lambda r: split_paragraphs(r["answer"]), 12_000, 4_500),
-    Source("pairs/scitldr-train.jsonl.xz", "Apache-2.0", lambda r: [r["title"], *r["tldr"]], _fields("abstract"), None, None),
-    Source("pairs/pubmedqa_l.jsonl.xz", "MIT", _fields("question", "long_answer"), _fields("context"), None, None),
-    Source("pairs/opentriviaqa.tsv.xz", "CC BY-SA 4.0", _fields("question"), share_s=40_000),
-    Source("pairs/banking77-train.tsv.xz", "CC BY 4.0", _fields("text")),
-    Source("pairs/clinc150.tsv.xz", "CC BY 3.0", lambda r: [r["text"]] if r["split"].endswith("train") else [], share_s=15_000),
-    Source("multi/tatoeba-en-mr.tsv.xz", "CC BY 2.0 FR", _fields("en"), share_s=25_000),
-    Source("multi/tatoeba-en-hi.tsv", "CC BY 2.0 FR", _fields("en")),
-    Source("code/django.tsv.xz", "MIT", _fields("annotation"), share_s=8_000),
-    Source("code/python_stdlib_api_docs.jsonl.xz", "Apache-2.0", _fields("intent")),
-    Source("code/concode-java-dev.jsonl", "C-UDA", _fields("nl")),
+    Source("text/enwiki_a.jsonl.xz", _WIKIPEDIA, _articles, 110_000),
+    Source("text/enwiki_b.jsonl.xz", _WIKIPEDIA, _articles, 45_000),
+    Source("text/openstax_md.jsonl.xz", "CC BY (OpenStax)", _articles, 6_000),
+    Source("text/factbook.jsonl", "CC0", _articles, 4_000),
+    Source("dict/oewn_synsets.jsonl.xz", "CC BY 4.0 + WordNet licence", _synsets, 55_000),
+    Source("dict/wordset.tsv.xz", "CC BY-SA 4.0 + WordNet licence", _fields("definition", "example"), 20_000),
+    Source("pairs/snli-dev.tsv.xz", "CC BY-SA 4.0", _premises, 60_000),
+    Source("pairs/snli-test.tsv.xz", "CC BY-SA 4.0", _premises, 60_000),
+    Source("pairs/wikisplit-tune.tsv.xz", "CC BY-SA 4.0", _splits, 8_000),
+    Source("pairs/medquad.jsonl.xz", "CC BY 4.0", _answers, 30_000),
+    Source("pairs/scitldr-train.jsonl.xz", "Apache-2.0", _summaries, 6_000),
+    Source("pairs/scitldr-dev.jsonl.xz", "Apache-2.0", _summaries, 2_000),
+    Source("pairs/pubmedqa_l.jsonl.xz", "MIT", _fields("question", "long_answer", "context"), 3_000),
+    Source("pairs/opentriviaqa.tsv.xz", "CC BY-SA 4.0", _fields("question"), 25_000),
+    Source("pairs/banking77-train.tsv.xz", "CC BY 4.0", _classes("text", "category"), 10_000),
+    Source("pairs/clinc150.tsv.xz", "CC BY 3.0", _classes("text", "intent", lambda row: row["split"].endswith("train")), 15_000),
+    Source("multi/xquad/en.corpus.jsonl", "CC BY-SA 4.0", _fields("text"), 240),
+    Source("multi/tatoeba-en-mr.tsv.xz", "CC BY 2.0 FR", _fields("en"), 18_000),
+    Source("multi/tatoeba-en-hi.tsv", "CC BY 2.0 FR", _fields("en"), 3_000),
+    Source("code/django.tsv.xz", "MIT", _fields("annotation", "code"), 9_000),
+    Source("code/python_stdlib_api_docs.jsonl.xz", "Apache-2.0", _fields("intent", "snippet"), 15_000),
+    Source("code/concode-java-dev.jsonl", "C-UDA", _fields("nl", "code"), 4_000),
+    Source("code/cosqa-dev.jsonl", "C-UDA", _fields("query", "code"), 1_200),
 )
 
 
@@ -156,51 +243,34 @@ def held_out(data: Path) -> set[str]:
     return found
 
 
-def _usable(text: str, shortest: int, longest: int) -> bool:
-    if not shortest <= len(text) <= longest or "formula_" in text or "<unk>" in text:
-        return False
-    return sum(map(str.isalpha, text)) > 0.6 * len(text)
+SHORTEST, LONGEST = 4, 2600
+"""Characters of a text that is taken."""
 
 
-def collect(
-    data: Path, sources: Iterable[Source], scale: float, seed: int
-) -> tuple[list[str], list[str], dict[str, tuple[int, int]]]:
-    """Draw the training mix: `(sentences, paragraphs, counts by path)`, shuffled, each text once.
+def collect(data: Path, sources: Iterable[Source], scale: float, seed: int) -> tuple[list[list[str]], dict[str, int]]:
+    """Draw the training mix: groups of texts in random order, and how many texts each path gave; each text comes once.
 
     `scale` multiplies how many texts each source gives. Texts of the held-out sets are left out.
     """
-    rng = random.Random(seed)
     seen = held_out(data)
-    sentences: list[str] = []
-    paragraphs: list[str] = []
-    counts: dict[str, tuple[int, int]] = {}
+    found: list[list[str]] = []
+    counts: dict[str, int] = {}
     for source in sources:
-        drawn: list[list[str]] = []
-        for take, share, shortest, longest in (
-            (source.sentences, source.share_s, 8, 320),
-            (source.paragraphs, source.share_p, 160, 1600),
-        ):
-            pool: list[str] = []
-            if share != 0:
-                for row in read_rows(data / source.path):
-                    for text in take(row):
-                        text = " ".join(text.split())
-                        if _usable(text, shortest, longest):
-                            pool.append(text)
-            rng.shuffle(pool)
-            limit = len(pool) if share is None else share
-            kept: list[str] = []
-            for text in pool:
-                if len(kept) >= int(limit * scale):
-                    break
+        rng = random.Random(f"{seed} {source.path}")
+        rows = list(read_rows(data / source.path))
+        rng.shuffle(rows)
+        counts[source.path] = 0
+        for group in source.groups(rows, rng):
+            if counts[source.path] >= int(source.texts * scale):
+                break
+            kept = []
+            for text in (" ".join(text.split()) for text in group):
                 mark = fingerprint(text)
-                if mark not in seen:
+                if SHORTEST <= len(text) <= LONGEST and mark and mark not in seen:
                     seen.add(mark)
                     kept.append(text)
-            drawn.append(kept)
-        sentences += drawn[0]
-        paragraphs += drawn[1]
-        counts[source.path] = (len(drawn[0]), len(drawn[1]))
-    rng.shuffle(sentences)
-    rng.shuffle(paragraphs)
-    return sentences, paragraphs, counts
+            if kept:
+                found.append(kept)
+                counts[source.path] += len(kept)
+    random.Random(seed).shuffle(found)
+    return found, counts

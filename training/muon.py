@@ -1,0 +1,79 @@
+"""Muon: momentum whose matrix is made orthogonal before it is applied (Jordan et al. 2024), AdamW for what is no matrix of a layer.
+
+torch has a Muon that orthogonalises in bfloat16 whatever the hardware; on a CPU without bf16 units its products are emulated
+and take longer than the rest of a step. This one computes in the dtype of the weights, all matrices of one shape at once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+STEPS = 5
+COEFFICIENTS = (3.4445, -4.775, 2.0315)
+"""Of the quintic Newton-Schulz iteration, as in torch.optim.Muon."""
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """AdamW, and with `muon` Muon for the matrices of the layers.
+
+    A step of Muon is scaled by 0.2 times the root of the larger side, which gives it the root mean square of a step of AdamW
+    ("match_rms_adamw" in torch.optim.Muon), so that one learning rate serves both.
+    """
+
+    def __init__(
+        self, matrices: Sequence[Tensor], others: Sequence[Tensor], learning_rate: float, weight_decay: float, *, muon: bool,
+        momentum: float = 0.95,
+    ) -> None:  # fmt: skip
+        """`matrices` are those of the layers; `others`, tables, norms and biases, decay never."""
+        groups: list[dict[str, Any]] = [{"params": list(others), "weight_decay": 0.0, "momentum": None}]
+        if matrices:
+            groups.append({"params": list(matrices), "weight_decay": weight_decay, "momentum": momentum if muon else None})
+        groups = [group for group in groups if group["params"]]
+        super().__init__(groups, lr=learning_rate, betas=(0.9, 0.98 if muon else 0.999), fused=True)
+
+    @staticmethod
+    def sort(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        """The trained parameters of a model: the matrices of its linear layers, and all others."""
+        linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return [p for p in trained if id(p) in linear], [p for p in trained if id(p) not in linear]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        for group in self.param_groups:
+            if group["momentum"] is None:
+                continue
+            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                    state["step"] = torch.zeros(())  # AdamW looks for one wherever a state is loaded
+                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+                step = parameter.grad.lerp(state["momentum"], group["momentum"])  # Nesterov's
+                by_shape[parameter.shape].append((parameter, step))
+                parameter.grad = None  # so that AdamW passes it over
+            for shape, pairs in by_shape.items():
+                scale = -group["lr"] * 0.2 * max(shape) ** 0.5
+                for (parameter, _), step in zip(pairs, orthogonal(torch.stack([one for _, one in pairs])), strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=scale)
+        return super().step(closure)  # type: ignore[no-any-return]
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Matrices `(n, rows, columns)` with their singular values moved near 1 (Newton-Schulz, five steps)."""
+    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.transpose(1, 2)
+    wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    a, b, c = COEFFICIENTS
+    for _ in range(STEPS):
+        gram = wide @ wide.transpose(1, 2)
+        wide = a * wide + (b * gram + c * gram @ gram) @ wide
+    found: Tensor = wide if matrices.shape[1] <= matrices.shape[2] else wide.transpose(1, 2)
+    return found

@@ -1,0 +1,443 @@
+"""A training run: transformers' Trainer around a student, in a directory that it can be taken up again from.
+
+RUN/config.toml      what was asked for, every value of it
+RUN/metrics.jsonl    a line per report: step, loss, learning rate, texts and tokens a second; and per evaluation
+RUN/plot.png         loss and scores over the steps (where matplotlib is installed)
+RUN/checkpoints/     the Trainer's; gone when the run is finished
+RUN/model/           the encoder, for embell and for sentence-transformers
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from embell.engine.hardware import cpu_has_bf16
+from embell.engine.tokens import TokenRow
+from embell.errors import UsageError
+from embell.training.muon import MuonAdamW
+from embell.training.progress import Progress, draw
+
+CONFIG, METRICS, MODEL, CHECKPOINTS = "config.toml", "metrics.jsonl", "model", "checkpoints"
+COMPLETED = "completed.json"
+"""In a checkpoint: the sizes of its files, written when it was whole."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How long and how fast a model learns.
+
+    Attributes:
+        epochs: times that each row is seen
+        steps: stop after so many steps, whatever the epochs say
+        batch: rows (pairs, triplets, texts) in a batch; all of them are each other's negatives
+        chunk: texts that are run at a time; smaller than the batch, memory is that of a chunk and each text runs twice
+        accumulate: batches whose gradients are added up for a step
+        learning_rate: the highest learning rate
+        warmup: share of the steps in which the learning rate rises
+        schedule: how it falls afterwards; "late" holds it for two thirds of the steps and then falls in a line
+        weight_decay: decoupled weight decay of matrices
+        optimizer: adamw, or muon for the matrices of the layers and adamw for the rest
+        clip: gradients are cut to this norm
+        precision: auto takes bfloat16 where the hardware computes in it; weights are kept in float32 either way
+        seed: decides the order of rows, dropout and fresh weights
+        threads: CPU threads
+        report_every: steps between two lines of metrics
+        evaluate_every: steps between two evaluations; 0 evaluates at the end only
+        checkpoint_every: steps between two checkpoints
+    """
+
+    epochs: float = 1.0
+    steps: int | None = None
+    batch: int = 64
+    chunk: int | None = None
+    accumulate: int = 1
+    learning_rate: float = 2e-4
+    warmup: float = 0.05
+    schedule: Literal["linear", "cosine", "constant", "late"] = "linear"
+    weight_decay: float = 0.01
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    clip: float = 1.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = 0
+    threads: int | None = None
+    report_every: int = 10
+    evaluate_every: int = 0
+    checkpoint_every: int = 200
+
+    def start(self) -> None:
+        """Set the seed and the threads of this process.
+
+        Raises UsageError for a value that means nothing.
+        """
+        self._check()
+        torch.manual_seed(self.seed)
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+
+    def _check(self) -> None:
+        for name in ("batch", "accumulate", "report_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("steps", "chunk", "threads"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("epochs", "learning_rate", "clip"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{name} must be more than 0, not {getattr(self, name)}")
+        if not 0 <= self.warmup < 1:
+            raise UsageError(f"warmup is a share of the steps, from 0 to below 1, not {self.warmup}")
+        if self.weight_decay < 0 or self.evaluate_every < 0:
+            raise UsageError("weight_decay and evaluate_every cannot be negative")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One batch: the token rows of its texts, column by column (queries, positives, …), and what else its loss needs."""
+
+    columns: list[list[TokenRow]]
+    targets: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[TokenRow]:
+        return [row for column in self.columns for row in column]
+
+
+Loss = Callable[[list[Tensor], dict[int, list[Tensor]], dict[str, Tensor]], Tensor]
+"""The loss of a batch from its vectors, a tensor a column: at full depth, by smaller depth, and the batch's targets."""
+
+
+class Batches(Dataset[Examples]):
+    """All batches of a run in order, made when they are asked for; planned beforehand, so that a run can be taken up again."""
+
+    def __init__(self, plan: Sequence[Sequence[int]], make: Callable[[Sequence[int]], Examples]) -> None:
+        """`plan` holds the row numbers of each batch; `make` turns them into a batch."""
+        self._plan, self._make = plan, make
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __getitem__(self, index: int) -> Examples:
+        return self._make(self._plan[index])
+
+
+def plan_batches(texts: Sequence[Sequence[str]], batch: int, epochs: float, seed: int) -> list[list[int]]:
+    """Row numbers of each batch over all epochs, shuffled anew in each.
+
+    `texts` holds the texts of each row. A text never stands twice in a batch, where it would be its own negative (the
+    collator of AnglE drops such rows; here they go into a later batch). What is left of an epoch is left out when it fills
+    less than half of the epoch's first batch.
+    """
+    order = torch.Generator().manual_seed(seed)
+    whole, part = int(epochs), epochs - int(epochs)
+    planned: list[list[int]] = []
+    for epoch in range(whole + (part > 0)):
+        waiting = torch.randperm(len(texts), generator=order).tolist()
+        if epoch == whole:
+            waiting = waiting[: max(1, round(part * len(waiting)))]
+        found: list[list[int]] = []
+        while waiting:
+            taken: list[int] = []
+            seen: set[str] = set()
+            left: list[int] = []
+            for at, row in enumerate(waiting):
+                if len(taken) == batch:
+                    left += waiting[at:]
+                    break
+                if seen.isdisjoint(texts[row]):
+                    taken.append(row)
+                    seen.update(texts[row])
+                else:
+                    left.append(row)
+            if found and 2 * len(taken) < len(found[0]):
+                break  # what is left repeats itself
+            found.append(taken)
+            waiting = left
+        planned += found
+    return planned
+
+
+class _StudentTrainer(Trainer):
+    """The Trainer with batches of token rows, chunked gradients, and checkpoints of what is trained alone."""
+
+    def __init__(self, batches: Batches, loss: Loss, chunk: int | None, report: Progress, **options: Any) -> None:
+        self._loss, self._chunk, self._report, self._batches = loss, chunk, report, batches
+        super().__init__(train_dataset=batches, **options)
+        self.model_accepts_loss_kwargs = False
+        self._module: nn.Module = options["model"]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(self._batches)
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        model.train()
+        examples: Examples = inputs["examples"]
+        rows = examples.rows
+        sizes = [len(column) for column in examples.columns]
+        share = 1 / self.current_gradient_accumulation_steps
+        self._report.count(len(rows), sum(len(row.ids) for row in rows))
+        targets = {name: tensor.to(self.args.device) for name, tensor in examples.targets.items()}
+
+        def loss_of(deep: Tensor, shallow: dict[int, Tensor]) -> Tensor:
+            by_depth = {depth: list(vectors.split(sizes)) for depth, vectors in shallow.items()}
+            return self._loss(list(deep.split(sizes)), by_depth, targets)
+
+        if self._chunk is None or self._chunk >= len(rows):
+            with self.compute_loss_context_manager():
+                found = model(rows)
+            loss = loss_of(*found)
+            self.accelerator.backward(loss * share)
+            return loss.detach() * share
+        return self._chunked(model, rows, loss_of, share)
+
+    def _chunked(
+        self, model: nn.Module, rows: list[TokenRow], loss_of: Callable[[Tensor, dict[int, Tensor]], Tensor], share: float
+    ) -> Tensor:
+        """Gradients of a batch that memory could not hold at once (GradCache: Gao et al. 2021, section 3.2).
+
+        All vectors are computed without a graph, then the loss and its gradient with respect to the vectors, then each
+        chunk once more with a graph that this gradient flows into. Dropout is that of the first time.
+        """
+        assert self._chunk is not None
+        chunks = [rows[begin : begin + self._chunk] for begin in range(0, len(rows), self._chunk)]
+        states, found = [], []
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for chunk in chunks:
+                states.append(_random_state())
+                found.append(model(chunk))
+        deep = torch.cat([vectors for vectors, _ in found]).requires_grad_()
+        shallow = {depth: torch.cat([at[depth] for _, at in found]).requires_grad_() for depth in found[0][1]}
+        loss = loss_of(deep, shallow) * share
+        loss.backward()
+        begin = 0
+        after = _random_state()
+        for at, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
+            _set_random_state(state)
+            with self.compute_loss_context_manager():
+                vectors, by_depth = model(chunk)
+            here = slice(begin, begin + len(chunk))
+            parts = [(vectors, deep)] + [(by_depth[depth], shallow[depth]) for depth in shallow]
+            flowing = sum((one * whole.grad[here]).sum() for one, whole in parts if whole.grad is not None)
+            last = at == len(chunks) - 1
+            waiting = getattr(model, "no_sync", None)  # of several cards: gradients are exchanged once, with the last chunk
+            with waiting() if waiting is not None and not last else _nothing():
+                self.accelerator.backward(flowing)
+            begin += len(chunk)
+        _set_random_state(after)
+        return loss.detach()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.args.should_save:
+            target = Path(output_dir or str(self.args.output_dir))
+            target.mkdir(parents=True, exist_ok=True)
+            save_file(_trained(self._module), target / "model.safetensors")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        stored = load_file(Path(resume_from_checkpoint) / "model.safetensors")
+        with torch.no_grad():
+            for name, parameter in self._module.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(stored[name])
+
+
+class _Completed(TrainerCallback):
+    """Puts the sizes of its files into a checkpoint when the Trainer has written all of it."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            sizes = {path.name: path.stat().st_size for path in folder.iterdir() if not path.name.startswith("rng_state_")}
+            (folder / COMPLETED).write_bytes(orjson.dumps(sizes))
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _random_state() -> tuple[Tensor, list[Tensor]]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+
+def _set_random_state(state: tuple[Tensor, list[Tensor]]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])
+
+
+def begin(run: Path, config: str) -> Path | None:
+    """Make the run's directory, or take it up again; returns the model if the run is finished.
+
+    What has no checkpoint yet may begin again with other settings. A recipe's own folders are then made anew, but for
+    `teacher`, which knows itself what it was made of.
+
+    Raises UsageError if the directory holds a run with other settings, or something else.
+    """
+    path = run / CONFIG
+    if path.is_file():
+        before = path.read_text(encoding="utf-8")
+        if before != config and ((run / MODEL).is_dir() or last_checkpoint(run)):
+            old, new = (dict(line.partition(" = ")[::2] for line in text.splitlines()) for text in (before, config))
+            name = next(name for name in {**old, **new} if old.get(name) != new.get(name))
+            raise UsageError(
+                f"{run} holds a run with {name} = {old.get(name, 'its default')}, not {new.get(name, 'its default')}; "
+                "give the same settings to go on with it, or another --output"
+            )
+        if before != config:
+            for name in ("student", "tokenizer", CHECKPOINTS):
+                shutil.rmtree(run / name, ignore_errors=True)
+            path.write_text(config, encoding="utf-8")
+        return run / MODEL if (run / MODEL).is_dir() else None
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UsageError(f"{run} exists and holds no run; give another --output")
+    run.mkdir(parents=True, exist_ok=True)
+    path.write_text(config, encoding="utf-8")
+    return None
+
+
+def train(
+    model: nn.Module,
+    batches: Batches,
+    loss: Loss,
+    run: Path,
+    options: RunOptions,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+) -> None:
+    """Train `model`, a Student or another module of the same calls, from the last checkpoint of `run` if there is one.
+
+    `evaluate` returns scores by name, higher being better.
+
+    Raises EmbellError if the loss is no number any more.
+    """
+    steps = math.ceil(len(batches) / options.accumulate)
+    if options.steps is not None:
+        steps = min(steps, options.steps)
+    device = next(model.parameters()).device
+    matrices, others = MuonAdamW.sort(model)
+    optimizer = MuonAdamW(
+        matrices, others, options.learning_rate, options.weight_decay, muon=options.optimizer == "muon"
+    )  # fmt: skip
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, options))
+    report = Progress(run / METRICS, steps, options, evaluate)
+    arguments = TrainingArguments(
+        output_dir=str(run / CHECKPOINTS),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=options.accumulate,
+        max_grad_norm=options.clip,
+        bf16=_bf16(options.precision, device),
+        use_cpu=device.type == "cpu",
+        seed=options.seed,
+        save_strategy="steps",
+        save_steps=options.checkpoint_every,
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_steps=options.report_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+    )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # several cards: one process each, by torchrun or accelerate launch
+    with _quiet():
+        trainer = _StudentTrainer(
+            batches,
+            loss,
+            options.chunk,
+            report,
+            model=model,
+            args=arguments,
+            data_collator=lambda listed: {"examples": listed[0]},
+            optimizers=(optimizer, schedule),
+            callbacks=[report, _Completed()],
+        )
+        for unwanted in ("PrinterCallback", "ProgressCallback"):
+            for callback in list(trainer.callback_handler.callbacks):
+                if type(callback).__name__ == unwanted:
+                    trainer.remove_callback(callback)
+        last = last_checkpoint(run)
+        for other in (run / CHECKPOINTS).glob("checkpoint-*"):
+            if last is None or _step(other) > _step(last):
+                shutil.rmtree(other)
+        try:
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        finally:
+            report.close()
+
+
+def finish(run: Path, save: Callable[[Path], None]) -> Path:
+    """Write the model, draw the plot, and drop the checkpoints; the model's directory appears when it is whole."""
+    part = run / f"{MODEL}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    save(part)
+    part.replace(run / MODEL)
+    draw(run / METRICS, run / "plot.png")
+    shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
+    return run / MODEL
+
+
+def rate(step: int, steps: int, options: RunOptions) -> float:
+    """The share of the learning rate at a step, counted from 0."""
+    warm = round(options.warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    if options.schedule == "constant":
+        return 1.0
+    first = max(warm, steps * 2 // 3) if options.schedule == "late" else warm
+    done = min(1.0, max(0, step - first) / max(1, steps - first))
+    return 0.5 * (1 + math.cos(math.pi * done)) if options.schedule == "cosine" else 1.0 - done
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint of a run that was written to its end and is as it was then; others are passed over."""
+    for path in sorted((run / CHECKPOINTS).glob("checkpoint-*"), key=_step, reverse=True):
+        try:
+            sizes = orjson.loads((path / COMPLETED).read_bytes())
+            if all((path / name).stat().st_size == size for name, size in sizes.items()):
+                return path
+        except (OSError, orjson.JSONDecodeError):
+            continue
+    return None
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _bf16(precision: str, device: torch.device) -> bool:
+    if precision == "auto":
+        return cpu_has_bf16() if device.type == "cpu" else torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "bfloat16"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What the Trainer has to say is said by `Progress`."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

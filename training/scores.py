@@ -1,0 +1,42 @@
+"""Scores of an encoder in training, on labelled pairs and on judged queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from embell.engine.evaluation import evaluate_retrieval, evaluate_sts
+from embell.errors import CorpusError
+from embell.training.student import Student
+
+
+def require(sets: Sequence[Path]) -> None:
+    """Raises CorpusError for a set that does not exist."""
+    for path in sets:
+        if not path.exists():
+            raise CorpusError(f"{path}: no such file or folder to evaluate on")
+
+
+def scorer(student: Student, sets: Sequence[Path]) -> Callable[[], dict[str, float]] | None:
+    """A function that measures the student as it is: Spearman × 100 on TSV files, nDCG@10 × 100 on retrieval folders.
+
+    None without `sets`.
+    """
+    if not sets:
+        return None
+
+    def measure() -> dict[str, float]:
+        training = student.network.training
+        student.network.eval()
+        found = {}
+        for path in sets:
+            if path.is_dir():
+                retrieval = evaluate_retrieval(student.encoder, path)
+                found[retrieval.dataset] = 100 * retrieval.ndcg_at_10
+            else:
+                sts = evaluate_sts(student.encoder, path)
+                found[sts.dataset] = sts.spearman
+        student.network.train(training)
+        return found
+
+    return measure

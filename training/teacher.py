@@ -1,0 +1,104 @@
+"""What a student learns from: the vectors of an encoder, or the pair scores of a cross-encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embell.engine import Encoder, backbone
+from embell.errors import EncoderError
+
+SAMPLE = 30_000
+"""Texts that the principal axes are computed from, at most."""
+
+
+class Teacher:
+    """An encoder's unit vectors of a run's texts, each computed once and kept beside the run as float16."""
+
+    def __init__(self, model: str, length: int | None, folder: Path, texts: Sequence[str], principal: bool) -> None:
+        """`length` tokens are read at a time and pieces averaged; `principal` turns the vectors to their principal axes.
+
+        Raises EncoderError for a model that is no encoder.
+        """
+        options: dict[str, Any] = {} if length is None else {"max_length": length, "on_long": "chunk"}
+        self.encoder = Encoder.load(model, **options)
+        self._texts, self._folder, self._principal = texts, folder, principal
+        self._axes: Tensor | None = None
+        made_of = hashlib.sha256(
+            repr((self.encoder.spec.fingerprint, length, list(texts))).encode(errors="surrogatepass")
+        ).hexdigest()
+        mark, path = folder / "made_of", folder / "vectors.f16"
+        if not (mark.is_file() and mark.read_text() == made_of):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            with path.open("wb") as file:
+                file.truncate(len(texts) * self.dim * 2)
+            mark.write_text(made_of)
+        self._kept = np.memmap(path, np.float16, "r+", shape=(len(texts), self.dim))  # a row of zeros is not computed yet
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return self.encoder.dim
+
+    def __call__(self, chosen: Sequence[int]) -> Tensor:
+        """Unit vectors `(n, dim)` in float32 of the texts with these numbers."""
+        return self.turned(self._plain(np.asarray(chosen)))
+
+    def _plain(self, rows: np.ndarray) -> Tensor:
+        missing = np.unique(rows[~self._kept[rows].any(axis=1)])
+        if len(missing):
+            self._kept[missing] = self.encoder.encode([self._texts[row] for row in missing])
+        return torch.nn.functional.normalize(torch.from_numpy(self._kept[rows].astype(np.float32)), dim=-1)
+
+    def turned(self, vectors: Tensor) -> Tensor:
+        """Vectors of length 1, turned to the principal axes if those are asked for."""
+        if self._principal:
+            self._axes = self._principal_axes() if self._axes is None else self._axes
+            vectors = vectors @ self._axes
+        return torch.nn.functional.normalize(vectors, dim=-1)
+
+    def _principal_axes(self) -> Tensor:
+        """Orthonormal columns `(dim, dim)`, those along which the texts' vectors are longest first."""
+        path, part = self._folder / "axes.npy", self._folder / "part.npy"
+        if not path.is_file():
+            sample = np.linspace(0, len(self._texts) - 1, min(SAMPLE, len(self._texts))).astype(int)
+            vectors = self._plain(sample).double()
+            _, columns = torch.linalg.eigh(vectors.T @ vectors)
+            np.save(part, columns.flip(1).float().numpy())
+            part.replace(path)
+        return torch.from_numpy(np.load(path))
+
+
+class CrossEncoder:
+    """A sequence classifier with one output, which reads both sentences at once."""
+
+    def __init__(self, model: str) -> None:
+        """Raises EncoderError if it cannot be read or has more outputs than one."""
+        from transformers import AutoModelForSequenceClassification
+
+        directory = backbone.find(model, None)
+        self._tokenizer = backbone.load_tokenizer(directory)
+        with backbone.quietly():
+            try:
+                self._network: Any = AutoModelForSequenceClassification.from_pretrained(
+                    directory, use_safetensors=True, trust_remote_code=False
+                ).eval()
+            except Exception as error:  # a damaged file raises whatever its reader likes
+                raise EncoderError(f"{model}: cannot be loaded as a cross-encoder: {str(error).splitlines()[0]}") from error
+        if self._network.config.num_labels != 1:
+            raise EncoderError(f"{model}: has {self._network.config.num_labels} outputs; a cross-encoder for scores has one")
+
+    @torch.inference_mode()
+    def __call__(self, first: Sequence[str], second: Sequence[str]) -> Tensor:
+        """Scores `(n,)` from 0 to 1: the sigmoid of the model's output."""
+        batch = self._tokenizer(list(first), list(second), padding=True, truncation=True, return_tensors="pt")
+        scores: Tensor = self._network(**batch).logits.float().squeeze(-1).sigmoid()
+        return scores.clone()
