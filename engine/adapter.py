@@ -94,10 +94,14 @@ class Adapter:
         """Put a new adapter into every linear layer of `model` and freeze the rest; it changes nothing until it is trained.
 
         `alpha` scales it by alpha / rank (LoRA, Hu et al. 2021, section 4.1), by default 1.
+
+        Raises EncoderError for a model without linear layers.
         """
         from peft import LoraConfig, LoraModel
 
         linear = sorted(name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+        if not linear:
+            raise EncoderError(f"a {type(model).__name__} has no linear layers for an adapter; train all of its weights")
         made = cls.__new__(cls)
         made._config = LoraConfig(
             r=rank, lora_alpha=alpha or rank, lora_dropout=dropout, target_modules=_suffixes(linear), bias="none"

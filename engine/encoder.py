@@ -238,13 +238,16 @@ class Encoder:
             raise EncoderError("a static model has no linear layers for an adapter")
         if self._loaded.adapter is not None:
             raise EncoderError("this encoder has an adapter already; merge it first")
-        self._loaded = replace(self._loaded, adapter=Adapter.fresh(self.network, rank, alpha, dropout))
+        adapter = Adapter.fresh(self.network, rank, alpha, dropout)
+        settings = replace(self._loaded.settings, layers=self.spec.layers)  # the base may have more
+        self._loaded = replace(self._loaded, adapter=adapter, settings=settings)
 
     def merge_adapter(self) -> None:
         """Add the adapter to the weights of the model, if there is one; `save` then writes the whole model."""
         if self._loaded.adapter is not None:
             self._loaded.adapter.merge()
-            self._loaded = replace(self._loaded, adapter=None)
+            settings = replace(self._loaded.settings, layers=None)
+            self._loaded = replace(self._loaded, adapter=None, settings=settings)
 
     def with_max_length(self, tokens: int) -> Encoder:
         """The same encoder, sharing the network, with another limit on the length of texts.

@@ -42,7 +42,9 @@ def test_help_imports_neither_torch_nor_lancedb() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", ["index", "search", "similar", "dedup", "info", "delete", "encode", "evaluate", "train", "demo"])
+@pytest.mark.parametrize(
+    "command", ["index", "search", "similar", "dedup", "info", "delete", "encode", "evaluate", "train", "demo"]
+)
 def test_every_command_explains_itself(embell: Run, command: str) -> None:
     done = embell(command, "--help")
     assert done.status == 0

@@ -44,8 +44,8 @@ def teacher(world: World) -> Path:
     return contrastive((world.triplets,), run, str(world.model), encoder=OPTIONS, run=run_options(steps=50))
 
 
-def first_batch(texts: list[tuple[str, ...]]) -> list[int]:
-    return plan_batches(texts, 16, 9.0, 0)[0]
+def first_batch(texts: list[tuple[str, ...]], batch: int = 16) -> list[int]:
+    return plan_batches(texts, batch, 9.0, 0)[0]
 
 
 def unit(vectors: Any) -> np.ndarray:
@@ -62,7 +62,12 @@ def infonce(columns: list[np.ndarray], masked: np.ndarray | None = None) -> floa
 
 
 def cosent(similarities: np.ndarray, labels: np.ndarray) -> float:
-    wrong = [20 * (a - b) for a, x in zip(similarities, labels, strict=True) for b, y in zip(similarities, labels, strict=True) if x < y]
+    wrong = [
+        20 * (a - b)
+        for a, x in zip(similarities, labels, strict=True)
+        for b, y in zip(similarities, labels, strict=True)
+        if x < y
+    ]
     return float(logsumexp([0, *wrong]))
 
 
@@ -84,7 +89,7 @@ def check(run: Path, recorded: list[float], by_hand: float, better: float) -> No
     """The first losses, and how much a held-out score must rise."""
     found = losses(run)
     assert found[0] == pytest.approx(by_hand, rel=1e-4)
-    assert found[1 : 1 + len(recorded)] == pytest.approx(recorded, rel=1e-4), found[:5]
+    assert found[1:4] == pytest.approx(recorded, rel=1e-4)
     before, after = scores(run)
     assert after > before + better, (before, after)
 
@@ -126,14 +131,14 @@ def test_contrastive_triplets_nested(world: World, tmp_path: Path) -> None:
 
 def test_contrastive_with_a_guide(world: World, teacher: Path, tmp_path: Path) -> None:
     contrastive(
-        (world.triplets,), tmp_path / "run", str(world.model), guide=str(teacher), mask_above=0.6,
+        (world.triplets,), tmp_path / "run", str(world.model), guide=str(teacher), mask_above=0.85,
         evaluate=(world.held_out,), encoder=OPTIONS, run=run_options(steps=30),
     )  # fmt: skip
     rows = [world.rows[at] for at in first_batch([tuple(row.values()) for row in world.rows])]
     texts = [[row[name] for row in rows] for name in ("query", "positive", "negative")]
     columns = [vectors_of(world.model, column, start_layer=2) for column in texts]
     guide = [Encoder.load(teacher).encode(column) for column in texts]
-    masked = guide[0] @ np.concatenate(guide[1:]).T > 0.6
+    masked = guide[0] @ np.concatenate(guide[1:]).T > 0.85
     assert 16 < masked.sum() < 200
     check(tmp_path / "run", GUIDED, infonce(columns, masked), 20)
 
@@ -141,9 +146,9 @@ def test_contrastive_with_a_guide(world: World, teacher: Path, tmp_path: Path) -
 def test_graded(world: World, tmp_path: Path) -> None:
     graded(
         (world.scored,), tmp_path / "run", str(world.model),
-        angle_weight=0.1, evaluate=(world.held_out,), encoder=OPTIONS, run=run_options(steps=50),
+        angle_weight=0.1, evaluate=(world.held_out,), encoder=OPTIONS, run=run_options(steps=60, batch=32),
     )  # fmt: skip
-    rows = [world.scored_rows[at] for at in first_batch([()] * len(world.scored_rows))]
+    rows = [world.scored_rows[at] for at in first_batch([()] * len(world.scored_rows), 32)]
     first, second = (vectors_of(world.model, [row[name] for row in rows], start_layer=2) for name in ("sentence1", "sentence2"))
     labels = np.array([row["score"] for row in rows])
     expected = cosent((unit(first) * unit(second)).sum(axis=1), labels) + 0.1 * cosent(angle(first, second), labels)
@@ -166,11 +171,14 @@ def test_distill_a_new_student(world: World, teacher: Path, tmp_path: Path) -> N
     run = tmp_path / "run"
     options = run_options(steps=40, optimizer="muon", learning_rate=1e-2)
     distill(
-        (world.texts,), run, "new", teacher=str(teacher), principal=True, shape=SHAPE, nesting=NestingOptions((8,), (1,)),
+        (world.texts,), run, "new", teacher=str(teacher), principal=True, fit_steps=0, shape=SHAPE, nesting=NestingOptions((8,), (1,)),
         evaluate=(world.held_out,), encoder=EncoderOptions(start_layer=1), run=options,
     )  # fmt: skip
     texts = [text for at in first_batch([tuple(group) for group in world.groups]) for text in world.groups[at]]
-    deep, early = vectors_of(run / "student", texts, start_layer=1), vectors_of(run / "student", texts, layers=1, start_layer=None)
+    deep, early = (
+        vectors_of(run / "student", texts, start_layer=1),
+        vectors_of(run / "student", texts, layers=1, start_layer=None),
+    )
     wanted = unit(vectors_of(teacher, texts)) @ np.load(run / "teacher" / "axes.npy")
 
     def whole(vectors: np.ndarray) -> float:
@@ -179,9 +187,10 @@ def test_distill_a_new_student(world: World, teacher: Path, tmp_path: Path) -> N
     expected = whole(deep) + 0.4 * whole(early) + 0.3 * divergence(deep[:, :8], wanted)
     assert losses(run)[0] == pytest.approx(expected, rel=2e-3)
     found = losses(run)
-    assert found[:5] == pytest.approx(FRESH, rel=1e-4), found[:5]
+    assert found[1:4] == pytest.approx(FRESH, rel=1e-4)
     assert np.mean(found[-5:]) < 0.7 * np.mean(found[:5])
-    assert scores(run)[1] > 50
+    before, after = scores(run)
+    assert after > before + 4
     encoder = Encoder.load(run / "model")
     assert (encoder.spec.start_layer, encoder.dim) == (1, 32)
     np.testing.assert_array_equal(encoder.encode("Q  x\n R"), encoder.encode(" q X r"))
@@ -201,33 +210,34 @@ def test_distill_from_a_column_of_scores(world: World, tmp_path: Path) -> None:
 
 
 def test_distill_from_a_cross_encoder(world: World, tmp_path: Path) -> None:
-    judge = CrossEncoder(str(world.judge))
-    held = [line.split("\t")[:2] for line in world.held_out.read_text().splitlines()[1:]]
-    judged = judge([a for a, _ in held], [b for _, b in held]).tolist()
-    lines = [f"{a}\t{b}\t{score}" for (a, b), score in zip(held, judged, strict=True)]
-    (tmp_path / "held.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *lines]))
     distill(
         (world.scored,), tmp_path / "run", str(world.model),
-        cross_encoder=str(world.judge), evaluate=(tmp_path / "held.tsv",), encoder=OPTIONS, run=run_options(steps=60),
+        cross_encoder=str(world.judge), encoder=OPTIONS, run=run_options(steps=60),
     )  # fmt: skip
     rows = [world.scored_rows[at] for at in first_batch([()] * len(world.scored_rows))]
     texts = [[row[name] for row in rows] for name in ("sentence1", "sentence2")]
     first, second = (vectors_of(world.model, column, start_layer=2) for column in texts)
+    judge = CrossEncoder(str(world.judge))
     network, tokenizer = judge._network, judge._tokenizer
     with torch.no_grad():
-        one_by_one = [float(network(**tokenizer(a, b, return_tensors="pt")).logits.sigmoid()) for a, b in zip(*texts, strict=True)]
-    check(tmp_path / "run", JUDGED, np.mean(((unit(first) * unit(second)).sum(axis=1) - one_by_one) ** 2), 10)
+        one_by_one = [
+            float(network(**tokenizer(a, b, return_tensors="pt")).logits.sigmoid()) for a, b in zip(*texts, strict=True)
+        ]
+    expected = np.mean(((unit(first) * unit(second)).sum(axis=1) - one_by_one) ** 2)
+    found = losses(tmp_path / "run")
+    assert found[:4] == pytest.approx([expected, *JUDGED], rel=1e-4)
+    assert np.mean(found[-10:]) < 0.6 * np.mean(found[:5])
     with pytest.raises(EncoderError, match="has 3 outputs"):
         CrossEncoder(str(judge_directory(tmp_path / "three", 3)))
 
 
 def test_pretrain(world: World, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    model = pretrain((world.texts,), run, piece=8, held_out=0.1, shape=SHAPE, run=run_options(steps=40, batch=32))
+    model = pretrain((world.texts,), run, piece=5, held_out=0.1, shape=SHAPE, run=run_options(steps=40, batch=32))
     tokenizer = AutoTokenizer.from_pretrained(run / "tokenizer")
     ids = [i for text in chain.from_iterable(world.groups) for i in [tokenizer(text)["input_ids"]]]
-    pieces = [i[begin : begin + 8] for i in ids for begin in range(0, len(i), 8) if len(i) - begin > 1]
-    assert any(len(i) > 8 for i in ids)
+    pieces = [i[begin : begin + 5] for i in ids for begin in range(0, len(i), 5) if len(i) - begin > 1]
+    assert any(len(i) > 5 for i in ids)
     order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0)).tolist()[int(0.1 * len(pieces)) :]
     torch.manual_seed(0)
     config = SHAPE.config()
@@ -235,23 +245,26 @@ def test_pretrain(world: World, tmp_path: Path) -> None:
     untrained = LlamaForCausalLM(config)
     batch = [torch.tensor([pieces[order[at]]]) for at in plan_batches([()] * len(order), 32, 9.0, 0)[0]]
     with torch.no_grad():
+        assert {row.shape[1] for row in batch} == {2, 5}
         sums = [float(untrained(input_ids=row, labels=row).loss) * (row.shape[1] - 1) for row in batch]
     found = losses(run)
     assert found[0] == pytest.approx(sum(sums) / sum(row.shape[1] - 1 for row in batch), rel=1e-4)
-    assert found[1:5] == pytest.approx(PRETRAINED, rel=1e-4), found[1:5]
+    assert found[1:4] == pytest.approx(PRETRAINED, rel=1e-4)
     before, after = scores(run, "perplexity")
     assert after < before / 3
 
     trained = AutoModelForCausalLM.from_pretrained(model).eval()
     kept = load_file(model / "model.safetensors")
     assert torch.equal(trained.model.embed_tokens.weight, kept["model.embed_tokens.weight"])
-    aside = [torch.tensor([pieces[at]]) for at in torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0)).tolist()]
+    aside = [
+        torch.tensor([pieces[at]]) for at in torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0)).tolist()
+    ]
     aside = aside[: int(0.1 * len(pieces))]
     with torch.no_grad():
         sums = [float(trained(input_ids=row, labels=row).loss) * (row.shape[1] - 1) for row in aside]
     assert np.exp(sum(sums) / sum(row.shape[1] - 1 for row in aside)) == pytest.approx(after, rel=1e-4)
     assert Encoder.load(model, start_layer=1).encode(["A B C", "0 1 2"]).shape == (2, 32)
-    again = pretrain((world.texts,), run, piece=8, held_out=0.1, shape=SHAPE, run=run_options(steps=40, batch=32))
+    again = pretrain((world.texts,), run, piece=5, held_out=0.1, shape=SHAPE, run=run_options(steps=40, batch=32))
     assert again == model
     assert losses(run) == found
 
@@ -260,17 +273,25 @@ def test_no_piece_sees_another() -> None:
     torch.manual_seed(0)
     config = SHAPE.config()
     model = _NextToken(LlamaForCausalLM(config), SHAPE)
-    rows = [TokenRow([5, 9, 11, 40], 0, 4), TokenRow([6, 7], 0, 2), TokenRow([8, 1, 30, 2, 9, 9], 0, 6), TokenRow([3, 7, 2, 5], 0, 4)]
+    rows = [
+        TokenRow([5, 9, 11, 40], 0, 4),
+        TokenRow([6, 7], 0, 2),
+        TokenRow([8, 1, 30, 2, 9, 9], 0, 6),
+        TokenRow([3, 7, 2, 5], 0, 4),
+    ]
     sums = sorted(map(tuple, model(rows)[0].tolist()))
     alone = []
     for row in rows:
         ids = torch.tensor([row.ids])
-        alone.append((float(model.network(input_ids=ids, labels=ids).loss) * (len(row.ids) - 1), len(row.ids) - 1.0))
+        with torch.no_grad():
+            alone.append((float(model.network(input_ids=ids, labels=ids).loss) * (len(row.ids) - 1), len(row.ids) - 1.0))
     np.testing.assert_allclose(sums, sorted(alone), rtol=1e-5)
 
 
 def test_pretrain_with_a_tokenizer_of_its_own(world: World, tmp_path: Path) -> None:
-    model = pretrain((world.texts,), tmp_path / "run", tokenizer=str(world.model), held_out=0, shape=SHAPE, run=run_options(steps=2))
+    model = pretrain(
+        (world.texts,), tmp_path / "run", tokenizer=str(world.model), held_out=0, shape=SHAPE, run=run_options(steps=2)
+    )
     assert AutoTokenizer.from_pretrained(model).get_vocab() == AutoTokenizer.from_pretrained(world.model).get_vocab()
     assert not scores(tmp_path / "run", "perplexity")
     (tmp_path / "short.jsonl").write_text('{"text": "A"}\n')
@@ -307,9 +328,10 @@ def test_principal_axes_keep_cosines_and_order_energy(world: World, teacher: Pat
 def test_a_fresh_student_is_nearly_a_bag_of_the_teacher_s_vectors(world: World, teacher: Path, tmp_path: Path) -> None:
     texts = list(chain.from_iterable(world.groups))
     source = Teacher(str(teacher), None, tmp_path / "kept", texts, True)
-    directory = fresh_student(SHAPE, source, texts, tmp_path / "student", 0)
+    directory = fresh_student(SHAPE, source, texts, tmp_path / "student", 0, 0)
     student = Encoder.load(directory, start_layer=1, dtype="float32")
-    table = student.network.get_input_embeddings().weight.detach()
+    table = student.network.get_input_embeddings().weight.detach()[: len(student.tokenizer)]
+    assert not table[0].any()
     assert float(table[1:].square().mean().sqrt()) == pytest.approx(0.7, rel=0.05)
     strings = [str(student.tokenizer.decode([token])).strip() or "space" for token in range(len(student.tokenizer))]
     wanted = source.turned(torch.from_numpy(source.encoder.encode(strings)))
@@ -319,25 +341,39 @@ def test_a_fresh_student_is_nearly_a_bag_of_the_teacher_s_vectors(world: World, 
     bags = torch.stack([table[row.ids].mean(dim=0) for row in rows])
     near = torch.cosine_similarity(torch.from_numpy(student.encode(texts[:100])), bags)
     assert float(near.min()) > 0.9
-    assert fresh_student(SHAPE, source, texts, tmp_path / "student", 1) == directory
+    layer = student.network.layers[0]
+    for quiet, usual in ((layer.self_attn.o_proj, layer.self_attn.q_proj), (layer.mlp.down_proj, layer.mlp.up_proj)):
+        assert 0.08 < float(quiet.weight.detach().std() / usual.weight.detach().std()) < 0.12
+    assert fresh_student(SHAPE, source, texts, tmp_path / "student", 1, 0) == directory
     with pytest.raises(UsageError, match="hidden is 64, more than the 32"):
-        fresh_student(ShapeOptions(hidden=64, heads=2, vocabulary=300), source, texts, tmp_path / "wide", 0)
+        fresh_student(ShapeOptions(hidden=64, heads=2, vocabulary=300), source, texts, tmp_path / "wide", 0, 0)
 
 
 def test_a_teacher_of_another_width(world: World, tmp_path: Path) -> None:
-    def run(**changes: Any) -> Path:
-        return distill(
-            (world.texts,), tmp_path / "run", str(world.bert), teacher=str(world.model), run=run_options(steps=2), **changes
-        )
-
     narrow = Encoder.load(world.model, start_layer=2, dim=16)
     narrow.save(tmp_path / "narrow")
-    with pytest.raises(UsageError, match="32 components and the teacher's 16: .*--cosine-weight 0"):
+    with pytest.raises(UsageError, match=r"32 components and the teacher's 16: .*--cosine-weight 0"):
         distill((world.texts,), tmp_path / "run", str(world.bert), teacher=str(tmp_path / "narrow"), run=run_options(steps=2))
     made = distill(
-        (world.texts,), tmp_path / "run", str(world.bert), teacher=str(tmp_path / "narrow"), cosine_weight=0.0, run=run_options(steps=2)
+        (world.texts,),
+        tmp_path / "run",
+        str(world.bert),
+        teacher=str(tmp_path / "narrow"),
+        cosine_weight=0.0,
+        run=run_options(steps=2),
     )
     assert Encoder.load(made).dim == 32
+
+
+def test_fitting_the_table_brings_a_fresh_student_nearer(world: World, teacher: Path, tmp_path: Path) -> None:
+    texts = list(chain.from_iterable(world.groups))[:600]
+    source = Teacher(str(teacher), None, tmp_path / "kept", texts, True)
+    wanted = source(range(100))
+    found = []
+    for steps in (0, 40):
+        student = Encoder.load(fresh_student(SHAPE, source, texts, tmp_path / str(steps), 0, steps), start_layer=1)
+        found.append(float(torch.cosine_similarity(torch.from_numpy(student.encode(texts[:100])), wanted).mean()))
+    assert found[1] > found[0] + 0.1
 
 
 @pytest.mark.parametrize(
@@ -384,12 +420,13 @@ def test_metrics_say_what_happened(world: World, tmp_path: Path) -> None:
     assert (run / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-PAIRS: list[float] = []
-NESTED: list[float] = []
-GUIDED: list[float] = []
-GRADED: list[float] = []
-DISTILLED: list[float] = []
-FRESH: list[float] = []
-FROM_SCORES: list[float] = []
-JUDGED: list[float] = []
-PRETRAINED: list[float] = []
+# Losses of the first steps but the very first, which the tests compute themselves.
+PAIRS = [5.51684, 5.49015, 3.1739]
+NESTED = [53.2541, 52.3818, 33.8125]
+GUIDED = [5.30993, 5.7693, 3.2614]
+GRADED = [18.6026, 18.2212, 14.4527]
+DISTILLED = [7.5056, 4.20835, 1.58357]
+FRESH = [10.8074, 11.3488, 11.788]
+FROM_SCORES = [0.278933, 0.324699, 0.219233]
+JUDGED = [0.127454, 0.101397, 0.0431323]
+PRETRAINED = [5.59605, 5.55902, 5.52443]

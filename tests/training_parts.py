@@ -41,6 +41,7 @@ class World:
         self.rows = [dict(zip(("query", "positive", "negative"), row, strict=True)) for row in triplets]
         self.triplets = write_jsonl(folder / "triplets.jsonl", self.rows)
         self.pairs = write_jsonl(folder / "pairs.jsonl", [{"query": a, "positive": b} for a, b, _ in triplets])
+        self.few = write_jsonl(folder / "few.jsonl", self.rows[:40])
         scored = [(a, c, 0) if at % 2 else (a, b, 1) for at, (a, b, c) in enumerate(triplets)]
         self.scored_rows = [{"sentence1": a, "sentence2": b, "score": score} for a, b, score in scored]
         self.scored = write_jsonl(folder / "scored.jsonl", self.scored_rows)
@@ -108,7 +109,9 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def weights(model: Path) -> dict[str, Tensor]:
-    return load_file(next(model / name for name in ("model.safetensors", "adapter_model.safetensors") if (model / name).is_file()))
+    return load_file(
+        next(model / name for name in ("model.safetensors", "adapter_model.safetensors") if (model / name).is_file())
+    )
 
 
 def assert_equal_weights(one: Path, other: Path) -> None:

@@ -33,6 +33,7 @@ def distill(
     text: str | None = None,
     cosine_weight: float = 5.0,
     similarity_weight: float = 1.0,
+    fit_steps: int = 300,
     temperature: float = 0.05,
     cross_encoder: str | None = None,
     first: str | None = None,
@@ -64,6 +65,7 @@ def distill(
         text: column of the texts; default: text, texts, sentence or content
         cosine_weight: weight of the cosine to the teacher's vector; 0 where the widths differ
         similarity_weight: weight of the divergence between in-batch similarities
+        fit_steps: steps in which the token table of a "new" model is fitted to the teacher before its layers are trained
         temperature: in-batch cosines are divided by it
         cross_encoder: directory or hub id of a sequence classifier with one output, to score the pairs
         first: column of the first sentences; default: sentence1, text1, premise or query
@@ -98,7 +100,7 @@ def distill(
     texts = [one for group in groups for one in group]
     begins = torch.tensor([0, *map(len, groups)]).cumsum(0).tolist()
     source = Teacher(teacher, teacher_length, output / "teacher", texts, principal)
-    start = fresh_student(shape, source, texts, output / "student", run.seed) if model == NEW else model
+    start = fresh_student(shape, source, texts, output / "student", run.seed, fit_steps) if model == NEW else model
     student = Student(encoder.load(start), nesting.depths, lora)
     nesting.check(student.encoder.dim)
     if cosine_weight and student.encoder.dim != source.dim:

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from embell.engine import backbone
 from embell.errors import UsageError
+from embell.training import losses
 from embell.training.teacher import Teacher
 
 PAD = "<pad>"
@@ -32,6 +35,8 @@ class ShapeOptions:
         heads: attention heads
         vocabulary: tokens of the byte-level BPE tokenizer that is trained on the data
         positions: tokens of the longest text
+        epsilon: what every norm adds to the mean square of a state before its root; where it is large, states keep their lengths, and
+            with them tokens their weights in the mean
     """
 
     new_layers: int = 4
@@ -40,6 +45,7 @@ class ShapeOptions:
     heads: int = 6
     vocabulary: int = 24_576
     positions: int = 512
+    epsilon: float = 1e-6
 
     def config(self) -> LlamaConfig:
         """The configuration; the padding token is the first of the vocabulary.
@@ -59,6 +65,7 @@ class ShapeOptions:
             num_attention_heads=self.heads,
             num_key_value_heads=self.heads,
             max_position_embeddings=self.positions,
+            rms_norm_eps=self.epsilon,
             pad_token_id=0,
             bos_token_id=None,
             eos_token_id=None,
@@ -92,10 +99,11 @@ def train_tokenizer(texts: Iterable[str], size: int, longest: int) -> PreTrained
     )
 
 
-def fresh_student(shape: ShapeOptions, teacher: Teacher, texts: Sequence[str], directory: Path, seed: int) -> str:
-    """Write an untrained decoder that begins near the teacher, unless it is there already; returns its directory.
+def fresh_student(shape: ShapeOptions, teacher: Teacher, texts: Sequence[str], directory: Path, seed: int, fit_steps: int) -> str:
+    """Write a decoder that begins near the teacher, unless it is there already; returns its directory.
 
-    Each token's row is the teacher's vector of the token's string.
+    Each token's row begins as the teacher's vector of the token's string. Then the table alone is fitted for `fit_steps` steps: the
+    mean of a text's rows to the teacher's vector of the text. That takes minutes, and layers trained afterwards start from there.
 
     Raises UsageError if the student would be wider than the teacher.
     """
@@ -110,10 +118,12 @@ def fresh_student(shape: ShapeOptions, teacher: Teacher, texts: Sequence[str], d
     rows = teacher.turned(torch.from_numpy(teacher.encoder.encode(strings)))[:, : shape.hidden]
     rows -= rows.mean(dim=0)
     rows *= TOKEN_RMS / rows.square().mean().sqrt()
+    rows[0] = 0
+    if fit_steps:
+        rows = fit_table(rows, tokenizer, teacher, texts, shape, fit_steps, seed)
     with torch.no_grad():
         network.embed_tokens.weight.zero_()
         network.embed_tokens.weight[: len(rows)] = rows
-        network.embed_tokens.weight[0] = 0
         for name, weight in network.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 weight.mul_(RESIDUAL)
@@ -123,3 +133,40 @@ def fresh_student(shape: ShapeOptions, teacher: Teacher, texts: Sequence[str], d
         network.save_pretrained(part)
     part.replace(directory)
     return str(directory)
+
+
+FIT_BATCH, FIT_RATE = 2048, 2e-2
+"""Texts of a step of `fit_table`, and its learning rate at the start."""
+
+
+def fit_table(
+    rows: Tensor,
+    tokenizer: PreTrainedTokenizerFast,
+    teacher: Teacher,
+    texts: Sequence[str],
+    shape: ShapeOptions,
+    steps: int,
+    seed: int,
+) -> Tensor:
+    """The token table `(vocabulary, hidden)` whose means over texts, after the final norm, come nearest to the teacher's vectors.
+
+    Lengths of rows are free: common words become short, which is what weights them in a mean. Texts are drawn with replacement,
+    at most `FIT_BATCH` a step.
+    """
+    table = nn.Parameter(rows.clone())
+    optimizer = torch.optim.Adam([table], lr=FIT_RATE)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    order = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        chosen = torch.randint(len(texts), (min(FIT_BATCH, len(texts)),), generator=order).unique().tolist()
+        listed = tokenizer([texts[at] for at in chosen], truncation=True, max_length=shape.positions)["input_ids"]
+        lengths = torch.tensor([len(ids) for ids in listed])
+        normed = table * torch.rsqrt(table.square().mean(dim=1, keepdim=True) + shape.epsilon)
+        ids = torch.tensor([token for ids in listed for token in ids])
+        means = functional.embedding_bag(ids, normed, lengths.cumsum(0) - lengths, mode="mean")
+        loss = losses.to_teacher(means, teacher(chosen)[:, : shape.hidden])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return table.detach()

@@ -7,7 +7,7 @@ and take longer than the rest of a step. This one computes in the dtype of the w
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,22 +26,21 @@ class MuonAdamW(torch.optim.AdamW):
     """
 
     def __init__(
-        self, matrices: Sequence[Tensor], others: Sequence[Tensor], learning_rate: float, weight_decay: float, *, muon: bool,
+        self, model: nn.Module, learning_rate: float, weight_decay: float, *, muon: bool, table_rate: float = 1.0,
         momentum: float = 0.95,
     ) -> None:  # fmt: skip
-        """`matrices` are those of the layers; `others`, tables, norms and biases, decay never."""
-        groups: list[dict[str, Any]] = [{"params": list(others), "weight_decay": 0.0, "momentum": None}]
-        if matrices:
-            groups.append({"params": list(matrices), "weight_decay": weight_decay, "momentum": momentum if muon else None})
+        """Trains what has gradients in `model`; only the matrices of linear layers decay.
+
+        `table_rate` multiplies the learning rate of token tables, whose rows are large beside the weights of a layer.
+        """
+        matrices, tables, others = sort(model)
+        groups: list[dict[str, Any]] = [
+            {"params": others, "weight_decay": 0.0, "momentum": None},
+            {"params": tables, "weight_decay": 0.0, "momentum": None, "lr": table_rate * learning_rate},
+            {"params": matrices, "weight_decay": weight_decay, "momentum": momentum if muon else None},
+        ]
         groups = [group for group in groups if group["params"]]
         super().__init__(groups, lr=learning_rate, betas=(0.9, 0.98 if muon else 0.999), fused=True)
-
-    @staticmethod
-    def sort(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        """The trained parameters of a model: the matrices of its linear layers, and all others."""
-        linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return [p for p in trained if id(p) in linear], [p for p in trained if id(p) not in linear]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -65,6 +64,21 @@ class MuonAdamW(torch.optim.AdamW):
                 for (parameter, _), step in zip(pairs, orthogonal(torch.stack([one for _, one in pairs])), strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=scale)
         return super().step(closure)  # type: ignore[no-any-return]
+
+
+def sort(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The trained parameters of a model: the matrices of its linear layers, its tables, and all others."""
+    kinds = {
+        id(module.weight): kind
+        for kind, of in enumerate((nn.Linear, nn.Embedding))
+        for module in model.modules()
+        if isinstance(module, of)
+    }
+    found: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            found[kinds.get(id(parameter), 2)].append(parameter)
+    return found
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

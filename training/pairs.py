@@ -69,6 +69,14 @@ def read_nli(data: Sequence[Path]) -> list[Triplet]:
     """
     wanted = {"premise": ("premise", "sentence1"), "hypothesis": ("hypothesis", "sentence2"), "label": ("label", "gold_label")}
     table = read_columns(data, wanted)
+    labels = set(table.texts["label"])
+    # Numbers are taken for SNLI's, 0 1 2, only where all three stand: a 0 may as well mean "no paraphrase".
+    known = {"entailment", "neutral", "contradiction", "-"} | ({"0", "1", "2", "-1"} if {"0", "1", "2"} <= labels else set())
+    if labels - known:
+        odd = next(at for at, label in enumerate(table.texts["label"]) if label not in known)
+        raise CorpusError(
+            f"{table.place(odd)}: the label is {table.texts['label'][odd]!r}; --nli takes entailment, neutral and contradiction, or 0, 1 and 2"
+        )
     by_premise: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
     for premise, hypothesis, label in zip(*(table.texts[role] for role in wanted), strict=True):
         if label in (*_ENTAILED, *_CONTRADICTED) and premise != hypothesis:

@@ -47,6 +47,7 @@ class RunOptions:
         chunk: texts that are run at a time; smaller than the batch, memory is that of a chunk and each text runs twice
         accumulate: batches whose gradients are added up for a step
         learning_rate: the highest learning rate
+        table_rate: learning rate of the token table, as a multiple of the others'
         warmup: share of the steps in which the learning rate rises
         schedule: how it falls afterwards; "late" holds it for two thirds of the steps and then falls in a line
         weight_decay: decoupled weight decay of matrices
@@ -66,6 +67,7 @@ class RunOptions:
     chunk: int | None = None
     accumulate: int = 1
     learning_rate: float = 2e-4
+    table_rate: float = 1.0
     warmup: float = 0.05
     schedule: Literal["linear", "cosine", "constant", "late"] = "linear"
     weight_decay: float = 0.01
@@ -95,7 +97,7 @@ class RunOptions:
         for name in ("steps", "chunk", "threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("epochs", "learning_rate", "clip"):
+        for name in ("epochs", "learning_rate", "table_rate", "clip"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name} must be more than 0, not {getattr(self, name)}")
         if not 0 <= self.warmup < 1:
@@ -292,17 +294,16 @@ def begin(run: Path, config: str) -> Path | None:
     """
     path = run / CONFIG
     if path.is_file():
-        before = path.read_text(encoding="utf-8")
-        if before != config and ((run / MODEL).is_dir() or last_checkpoint(run)):
-            old, new = (dict(line.partition(" = ")[::2] for line in text.splitlines()) for text in (before, config))
-            name = next(name for name in {**old, **new} if old.get(name) != new.get(name))
-            raise UsageError(
-                f"{run} holds a run with {name} = {old.get(name, 'its default')}, not {new.get(name, 'its default')}; "
-                "give the same settings to go on with it, or another --output"
-            )
-        if before != config:
-            for name in ("student", "tokenizer", CHECKPOINTS):
-                shutil.rmtree(run / name, ignore_errors=True)
+        old, new = (_settings(text) for text in (path.read_text(encoding="utf-8"), config))
+        if differing := [name for name in {**old, **new} if old.get(name) != new.get(name)]:
+            name = differing[0]
+            if (run / MODEL).is_dir() or last_checkpoint(run):
+                raise UsageError(
+                    f"{run} holds a run with {name} = {old.get(name, 'its default')}, not {new.get(name, 'its default')}; "
+                    "give the same settings to go on with it, or another --output"
+                )
+            for folder in ("student", "tokenizer"):
+                shutil.rmtree(run / folder, ignore_errors=True)
             path.write_text(config, encoding="utf-8")
         return run / MODEL if (run / MODEL).is_dir() else None
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
@@ -310,6 +311,12 @@ def begin(run: Path, config: str) -> Path | None:
     run.mkdir(parents=True, exist_ok=True)
     path.write_text(config, encoding="utf-8")
     return None
+
+
+def _settings(config: str) -> dict[str, str]:
+    """The lines of a configuration by name, but for `output`: a run may be moved."""
+    lines = (line.partition(" = ") for line in config.splitlines())
+    return {name: value for name, _, value in lines if name != "output"}
 
 
 def train(
@@ -330,10 +337,9 @@ def train(
     if options.steps is not None:
         steps = min(steps, options.steps)
     device = next(model.parameters()).device
-    matrices, others = MuonAdamW.sort(model)
     optimizer = MuonAdamW(
-        matrices, others, options.learning_rate, options.weight_decay, muon=options.optimizer == "muon"
-    )  # fmt: skip
+        model, options.learning_rate, options.weight_decay, muon=options.optimizer == "muon", table_rate=options.table_rate
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, options))
     report = Progress(run / METRICS, steps, options, evaluate)
     arguments = TrainingArguments(

@@ -63,7 +63,9 @@ class EncoderOptions:
         given["merge_adapter"] = (
             model is not None and (Path(model) / "adapter_config.json").is_file()
         )  # or there would be nothing with gradients
-        return Encoder.load(model, dtype="float32", **given)
+        encoder = Encoder.load(model, dtype="float32", **given)
+        encoder.merge_adapter()  # one of the hub
+        return encoder
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Student(nn.Module):
             raise UsageError(f"depth {wrong[0]} is not one of the depths 1 to {layers - 1} of a model with {layers} layers")
         fast = encoder.fast
         self.encoder, self.depths = encoder, tuple(sorted(depths))
-        self.network = encoder.network
+        self.network = encoder.network.requires_grad_()  # an adapter that was merged into it left it frozen
         self.head = encoder.head
         states = States(encoder) if self.depths and not (fast and isinstance(fast[0], FastLlama)) else None
         self._states = states
