@@ -16,7 +16,14 @@ from pathlib import Path
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["scipy.stats", "lance_namespace", "pyarrow.dataset", "transformers.models.llama.modeling_llama", "embell.engine.encoder"]
+    [
+        "scipy.stats",
+        "lance_namespace",
+        "pyarrow.dataset",
+        "transformers.models.llama.modeling_llama",
+        "embell.engine.encoder",
+        "embell.training.contrastive",
+    ]
 )
 
 

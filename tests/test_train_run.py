@@ -68,10 +68,10 @@ def start_of(world: World, **changes: Any) -> Start:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"data": "few", "batch": 10, "epochs": 2.9},
+        pytest.param({"data": "few", "batch": 10, "epochs": 2.9}, marks=pytest.mark.heavy),
         {"optimizer": "muon"},
         {"accumulate": 2, "schedule": "cosine"},
-        {"lora": LoraOptions(lora_rank=4, lora_dropout=0.3)},
+        pytest.param({"lora": LoraOptions(lora_rank=4, lora_dropout=0.3)}, marks=pytest.mark.heavy),
         {"lora": LoraOptions(lora_rank=4, lora_dropout=0.3), "chunk": 10, "optimizer": "muon", "batch": 6},
     ],
     ids=["epochs", "muon", "accumulate", "dropout", "all"],

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from embell.engine import bellm
 from embell.errors import UsageError
 from embell.training import losses
 from embell.training.fresh import ShapeOptions, fresh_student
@@ -96,6 +97,8 @@ def distill(
     if teacher is None:
         return _from_scores(data, output, model, cross_encoder, first, second, score, evaluate, encoder, lora, nesting, run)
 
+    if model == NEW:
+        bellm.resolve_start(encoder.start_layer, shape.new_layers)  # told now, not after the table is fitted
     groups = read_groups(data, text)
     texts = [one for group in groups for one in group]
     begins = torch.tensor([0, *map(len, groups)]).cumsum(0).tolist()

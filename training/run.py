@@ -352,7 +352,8 @@ def train(
         use_cpu=device.type == "cpu",
         seed=options.seed,
         save_strategy="steps",
-        save_steps=options.checkpoint_every,
+        # Only where a report has just been made: the loss since the last one is not part of a checkpoint.
+        save_steps=math.ceil(options.checkpoint_every / options.report_every) * options.report_every,
         save_total_limit=2,
         logging_strategy="steps",
         logging_steps=options.report_every,

@@ -28,14 +28,15 @@ def scorer(student: Student, sets: Sequence[Path]) -> Callable[[], dict[str, flo
     def measure() -> dict[str, float]:
         training = student.network.training
         student.network.eval()
-        found = {}
+        found: dict[str, float] = {}
         for path in sets:
             if path.is_dir():
                 retrieval = evaluate_retrieval(student.encoder, path)
-                found[retrieval.dataset] = 100 * retrieval.ndcg_at_10
+                name, score = retrieval.dataset, 100 * retrieval.ndcg_at_10
             else:
                 sts = evaluate_sts(student.encoder, path)
-                found[sts.dataset] = sts.spearman
+                name, score = sts.dataset, sts.spearman
+            found[str(path) if name in found else name] = score
         student.network.train(training)
         return found
 
