@@ -76,12 +76,12 @@ def test_packed_vectors_and_gradients_are_those_of_transformers(
     assert sorted(by_depth) == [1, 3]
 
 
-@pytest.mark.parametrize("family", [*PACKED, *PADDED])
-@pytest.mark.parametrize("start", [0, 2, None])
+@pytest.mark.parametrize(
+    ("family", "start"),  # BERT's layers look both ways anyway
+    [(family, start) for family in (*PACKED, *PADDED) for start in (0, 2, None) if family != "bert" or start == 0],
+)
 def test_a_depth_is_the_encoder_of_so_many_layers(directories: dict[str, Path], family: str, start: int | None) -> None:
     bert = family == "bert"
-    if bert and start != 0:
-        pytest.skip("BERT's layers look both ways anyway")
     options: dict[str, Any] = {"dtype": "float32", **({} if bert else {"start_layer": start})}
     encoder = Encoder.load(directories[family], **options)
     depths = (1,) if bert else (1, 2, 3)
