@@ -81,7 +81,7 @@ def test_killed_at_random_moments_and_run_again_it_is_as_if_nothing_happened(sou
 
     rng = random.Random(os.getpid())
     target = tmp_path / "killed.embell"
-    for _ in range(10):
+    for _ in range(6):
         process = start(source, target)
         time.sleep(rng.uniform(0.1, 1.0) * length)
         process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -292,12 +293,17 @@ def llama_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@functools.cache
+def _both_tokenizers(directory: Path) -> tuple[Any, Any]:
+    return read_tokenizer(directory), load_tokenizer(directory)
+
+
 @given(st.lists(st.text(st.characters(exclude_categories=("Cs",)), max_size=30) | st.sampled_from(SENTENCES), max_size=5))
 @settings(max_examples=60)
 def test_tokens_from_files_are_those_of_transformers(llama_directory: Path, parts: list[str]) -> None:
     text = "<pad>".join(parts)
     for directory in (EMBEDDED_MODEL, llama_directory):
-        ours, theirs = read_tokenizer(directory), load_tokenizer(directory)
+        ours, theirs = _both_tokenizers(directory)
         assert ours is not None
         assert ours.backend_tokenizer.encode(text).ids == theirs(text, verbose=False)["input_ids"]
         assert ours.get_vocab() == theirs.get_vocab()

@@ -70,7 +70,7 @@ def start_of(world: World, **changes: Any) -> Start:
     [
         pytest.param({"data": "few", "batch": 10, "epochs": 2.9}, marks=pytest.mark.heavy),
         {"optimizer": "muon"},
-        {"accumulate": 2, "schedule": "cosine"},
+        pytest.param({"accumulate": 2, "schedule": "cosine"}, marks=pytest.mark.heavy),
         pytest.param({"lora": LoraOptions(lora_rank=4, lora_dropout=0.3)}, marks=pytest.mark.heavy),
         {"lora": LoraOptions(lora_rank=4, lora_dropout=0.3), "chunk": 10, "optimizer": "muon", "batch": 6},
     ],
