@@ -93,7 +93,7 @@ class Adapter:
     def fresh(cls, model: nn.Module, rank: int, alpha: int | None, dropout: float) -> Adapter:
         """Put a new adapter into every linear layer of `model` and freeze the rest; it changes nothing until it is trained.
 
-        `alpha` scales it by alpha / rank (LoRA, Hu et al. 2021, section 4.1), by default 1.
+        `alpha` scales it by alpha / rank, by default 1.
 
         Raises EncoderError for a model without linear layers.
         """

@@ -104,6 +104,8 @@ class Encoder:
         """The model as transformers has it. Whoever takes it may change it, so from then on `encode` runs it too."""
         network = self._loaded.reference.network()
         self._loaded.reference.taken = True
+        self._fast = ()  # no more of use, and as large as the network
+        self._loaded = replace(self._loaded, fast=())
         return network
 
     @property

@@ -19,6 +19,7 @@ from transformers import LlamaForCausalLM, TrainingArguments
 import embell.training.contrastive as contrastive_module
 import embell.training.run as run_module
 from embell import EmbellError, Encoder, UsageError
+from embell.training.batches import Batches, plan_batches
 from embell.training.contrastive import contrastive
 from embell.training.distill import distill
 from embell.training.fresh import ShapeOptions
@@ -26,9 +27,10 @@ from embell.training.muon import MuonAdamW, orthogonal, sort
 from embell.training.nesting import NestingOptions
 from embell.training.pretrain import _NextToken, pretrain
 from embell.training.progress import Progress
-from embell.training.run import Batches, _StudentTrainer, last_checkpoint, plan_batches, rate
+from embell.training.run import last_checkpoint, rate
 from embell.training.student import EncoderOptions, LoraOptions, Student
 from embell.training.texts import TokenisedTexts
+from embell.training.trainer import StudentTrainer
 from forked import Started
 from training_parts import World, assert_equal_weights, cut_off, losses, metrics, run_options, weights
 
@@ -260,7 +262,7 @@ def test_chunks_give_the_gradient_of_the_whole_batch_through_the_same_dropout(
 
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
     report = Progress(tmp_path / "m", 1, run_options(), None)
-    trainer = _StudentTrainer(Batches([], list), loss, 4, report, model=student, args=arguments)
+    trainer = StudentTrainer(Batches([], list), loss, 4, report, model=student, args=arguments)
     torch.manual_seed(5)
     found = trainer._chunked(student, rows, lambda deep, early: loss([deep], {d: [v] for d, v in early.items()}, {}), 0.5)
     assert found.item() == pytest.approx(expected.item() / 2, rel=1e-6)

@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from embell import CorpusError, Encoder, EncoderError, UsageError
 from embell.engine.tokens import TokenRow
+from embell.training.batches import plan_batches
 from embell.training.contrastive import contrastive
 from embell.training.distill import distill
 from embell.training.fresh import ShapeOptions, fresh_student
 from embell.training.graded import graded
 from embell.training.nesting import NestingOptions
 from embell.training.pretrain import _NextToken, pretrain
-from embell.training.run import plan_batches
 from embell.training.student import EncoderOptions, LoraOptions
 from embell.training.teacher import CrossEncoder, Teacher
 from training_parts import World, judge_directory, losses, metrics, run_options, scores

@@ -16,10 +16,11 @@ from embell.engine import Encoder
 from embell.engine.tokens import Kind
 from embell.errors import CorpusError, UsageError
 from embell.training import losses
+from embell.training.batches import Batches, Examples, plan_batches
 from embell.training.nesting import NestingOptions
 from embell.training.pairs import read_nli, read_triplets
 from embell.training.recipe import to_toml
-from embell.training.run import Batches, Examples, RunOptions, begin, finish, plan_batches, train
+from embell.training.run import RunOptions, begin, finish, train
 from embell.training.scores import require, scorer
 from embell.training.student import EncoderOptions, LoraOptions, Student
 from embell.training.texts import TokenisedTexts

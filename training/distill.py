@@ -11,17 +11,20 @@ from torch import Tensor
 from embell.engine import bellm
 from embell.errors import UsageError
 from embell.training import losses
+from embell.training.batches import Batches, Examples, plan_batches
 from embell.training.fresh import ShapeOptions, fresh_student
 from embell.training.nesting import NestingOptions
 from embell.training.pairs import read_groups, read_scored, read_sentence_pairs
 from embell.training.recipe import to_toml
-from embell.training.run import Batches, Examples, RunOptions, begin, finish, plan_batches, train
+from embell.training.run import RunOptions, begin, finish, train
 from embell.training.scores import require, scorer
 from embell.training.student import EncoderOptions, LoraOptions, Student
 from embell.training.teacher import CrossEncoder, Teacher
 from embell.training.texts import TokenisedTexts
 
 NEW = "new"
+DEPTH_WEIGHT, WIDTH_WEIGHT = 0.4, 0.3
+"""What an early exit, and a narrower vector, count beside the whole one."""
 
 
 def distill(
@@ -53,7 +56,7 @@ def distill(
     the two views of the batch, the rows of in-batch similarities. A row of the data may hold several texts ("texts": a
     list) that are to meet in a batch, such as a title and its article: relations between texts are learnt where the texts meet.
 
-    With a cross-encoder, or a column of scores from one: the squared error of cosines to its scores (DSE, Barkan et al., AAAI 2020,
+    With a cross-encoder, or a column of scores from one: the squared error of cosines to its scores (DSE, AAAI 2020,
     with the cosine as head), which are brought to 0 … 1.
 
     Args:
@@ -129,9 +132,9 @@ def distill(
         at_depths = [deep[0], *(vectors[0] for vectors in shallow.values())]
         total = one(deep[0], True)
         for vectors in at_depths[1:]:
-            total = total + 0.4 * one(vectors, True)
+            total = total + DEPTH_WEIGHT * one(vectors, True)
         for width in nesting.widths:
-            total = total + 0.3 * one(deep[0][:, :width], False)
+            total = total + WIDTH_WEIGHT * one(deep[0][:, :width], False)
         return total
 
     plan = plan_batches(groups, run.batch, run.epochs, run.seed)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from embell.errors import UsageError
 from embell.training import losses
+from embell.training.batches import Batches, Examples, plan_batches
 from embell.training.nesting import NestingOptions
 from embell.training.pairs import read_scored
 from embell.training.recipe import to_toml
-from embell.training.run import Batches, Examples, RunOptions, begin, finish, plan_batches, train
+from embell.training.run import RunOptions, begin, finish, train
 from embell.training.scores import require, scorer
 from embell.training.student import EncoderOptions, LoraOptions, Student
 from embell.training.texts import TokenisedTexts

@@ -16,11 +16,12 @@ from embell.engine.fast_llama import LlamaShape
 from embell.engine.packed import Packing
 from embell.engine.tokens import TokenRow
 from embell.errors import CorpusError, UsageError
+from embell.training.batches import Batches, Examples, plan_batches
 from embell.training.fresh import ShapeOptions, train_tokenizer
 from embell.training.packed_llama import PackedLlama
 from embell.training.pairs import read_groups
 from embell.training.recipe import to_toml
-from embell.training.run import Batches, Examples, RunOptions, begin, finish, plan_batches, train
+from embell.training.run import RunOptions, begin, finish, train
 
 
 def pretrain(

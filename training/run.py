@@ -12,28 +12,25 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import orjson
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.utils.data import Dataset, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from torch import nn
+from transformers import TrainingArguments
 
 from embell.engine.hardware import cpu_has_bf16
-from embell.engine.tokens import TokenRow
 from embell.errors import UsageError
+from embell.training.batches import Batches
 from embell.training.muon import MuonAdamW
 from embell.training.progress import Progress, draw
+from embell.training.trainer import COMPLETED, Completed, Loss, StudentTrainer
 
 CONFIG, METRICS, MODEL, CHECKPOINTS = "config.toml", "metrics.jsonl", "model", "checkpoints"
-COMPLETED = "completed.json"
-"""In a checkpoint: the sizes of its files, written when it was whole."""
 
 
 @dataclass(frozen=True)
@@ -106,184 +103,6 @@ class RunOptions:
             raise UsageError("weight_decay and evaluate_every cannot be negative")
 
 
-@dataclass(frozen=True)
-class Examples:
-    """One batch: the token rows of its texts, column by column (queries, positives, …), and what else its loss needs."""
-
-    columns: list[list[TokenRow]]
-    targets: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def rows(self) -> list[TokenRow]:
-        return [row for column in self.columns for row in column]
-
-
-Loss = Callable[[list[Tensor], dict[int, list[Tensor]], dict[str, Tensor]], Tensor]
-"""The loss of a batch from its vectors, a tensor a column: at full depth, by smaller depth, and the batch's targets."""
-
-
-class Batches(Dataset[Examples]):
-    """All batches of a run in order, made when they are asked for; planned beforehand, so that a run can be taken up again."""
-
-    def __init__(self, plan: Sequence[Sequence[int]], make: Callable[[Sequence[int]], Examples]) -> None:
-        """`plan` holds the row numbers of each batch; `make` turns them into a batch."""
-        self._plan, self._make = plan, make
-
-    def __len__(self) -> int:
-        return len(self._plan)
-
-    def __getitem__(self, index: int) -> Examples:
-        return self._make(self._plan[index])
-
-
-def plan_batches(texts: Sequence[Sequence[str]], batch: int, epochs: float, seed: int) -> list[list[int]]:
-    """Row numbers of each batch over all epochs, shuffled anew in each.
-
-    `texts` holds the texts of each row. A text never stands twice in a batch, where it would be its own negative (the
-    collator of AnglE drops such rows; here they go into a later batch). What is left of an epoch is left out when it fills
-    less than half of the epoch's first batch.
-    """
-    order = torch.Generator().manual_seed(seed)
-    whole, part = int(epochs), epochs - int(epochs)
-    planned: list[list[int]] = []
-    for epoch in range(whole + (part > 0)):
-        waiting = torch.randperm(len(texts), generator=order).tolist()
-        if epoch == whole:
-            waiting = waiting[: max(1, round(part * len(waiting)))]
-        found: list[list[int]] = []
-        while waiting:
-            taken: list[int] = []
-            seen: set[str] = set()
-            left: list[int] = []
-            for at, row in enumerate(waiting):
-                if len(taken) == batch:
-                    left += waiting[at:]
-                    break
-                if seen.isdisjoint(texts[row]):
-                    taken.append(row)
-                    seen.update(texts[row])
-                else:
-                    left.append(row)
-            if found and 2 * len(taken) < len(found[0]):
-                break  # what is left repeats itself
-            found.append(taken)
-            waiting = left
-        planned += found
-    return planned
-
-
-class _StudentTrainer(Trainer):
-    """The Trainer with batches of token rows, chunked gradients, and checkpoints of what is trained alone."""
-
-    def __init__(self, batches: Batches, loss: Loss, chunk: int | None, report: Progress, **options: Any) -> None:
-        self._loss, self._chunk, self._report, self._batches = loss, chunk, report, batches
-        super().__init__(train_dataset=batches, **options)
-        self.model_accepts_loss_kwargs = False
-        self._module: nn.Module = options["model"]
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(self._batches)
-
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        model.train()
-        examples: Examples = inputs["examples"]
-        rows = examples.rows
-        sizes = [len(column) for column in examples.columns]
-        share = 1 / self.current_gradient_accumulation_steps
-        self._report.count(len(rows), sum(len(row.ids) for row in rows))
-        targets = {name: tensor.to(self.args.device) for name, tensor in examples.targets.items()}
-
-        def loss_of(deep: Tensor, shallow: dict[int, Tensor]) -> Tensor:
-            by_depth = {depth: list(vectors.split(sizes)) for depth, vectors in shallow.items()}
-            return self._loss(list(deep.split(sizes)), by_depth, targets)
-
-        if self._chunk is None or self._chunk >= len(rows):
-            with self.compute_loss_context_manager():
-                found = model(rows)
-            loss = loss_of(*found)
-            self.accelerator.backward(loss * share)
-            return loss.detach() * share
-        return self._chunked(model, rows, loss_of, share)
-
-    def _chunked(
-        self, model: nn.Module, rows: list[TokenRow], loss_of: Callable[[Tensor, dict[int, Tensor]], Tensor], share: float
-    ) -> Tensor:
-        """Gradients of a batch that memory could not hold at once (GradCache: Gao et al. 2021, section 3.2).
-
-        All vectors are computed without a graph, then the loss and its gradient with respect to the vectors, then each
-        chunk once more with a graph that this gradient flows into. Dropout is that of the first time.
-        """
-        assert self._chunk is not None
-        chunks = [rows[begin : begin + self._chunk] for begin in range(0, len(rows), self._chunk)]
-        states, found = [], []
-        with torch.no_grad(), self.compute_loss_context_manager():
-            for chunk in chunks:
-                states.append(_random_state())
-                found.append(model(chunk))
-        deep = torch.cat([vectors for vectors, _ in found]).requires_grad_()
-        shallow = {depth: torch.cat([at[depth] for _, at in found]).requires_grad_() for depth in found[0][1]}
-        loss = loss_of(deep, shallow) * share
-        loss.backward()
-        begin = 0
-        after = _random_state()
-        for at, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
-            _set_random_state(state)
-            with self.compute_loss_context_manager():
-                vectors, by_depth = model(chunk)
-            here = slice(begin, begin + len(chunk))
-            parts = [(vectors, deep)] + [(by_depth[depth], shallow[depth]) for depth in shallow]
-            flowing = sum((one * whole.grad[here]).sum() for one, whole in parts if whole.grad is not None)
-            last = at == len(chunks) - 1
-            waiting = getattr(model, "no_sync", None)  # of several cards: gradients are exchanged once, with the last chunk
-            with waiting() if waiting is not None and not last else _nothing():
-                self.accelerator.backward(flowing)
-            begin += len(chunk)
-        _set_random_state(after)
-        return loss.detach()
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if self.args.should_save:
-            target = Path(output_dir or str(self.args.output_dir))
-            target.mkdir(parents=True, exist_ok=True)
-            save_file(_trained(self._module), target / "model.safetensors")
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        stored = load_file(Path(resume_from_checkpoint) / "model.safetensors")
-        with torch.no_grad():
-            for name, parameter in self._module.named_parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(stored[name])
-
-
-class _Completed(TrainerCallback):
-    """Puts the sizes of its files into a checkpoint when the Trainer has written all of it."""
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            sizes = {path.name: path.stat().st_size for path in folder.iterdir() if not path.name.startswith("rng_state_")}
-            (folder / COMPLETED).write_bytes(orjson.dumps(sizes))
-
-
-def _trained(model: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-def _random_state() -> tuple[Tensor, list[Tensor]]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-
-
-def _set_random_state(state: tuple[Tensor, list[Tensor]]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1]:
-        torch.cuda.set_rng_state_all(state[1])
-
-
 def begin(run: Path, config: str) -> Path | None:
     """Make the run's directory, or take it up again; returns the model if the run is finished.
 
@@ -329,7 +148,7 @@ def train(
 ) -> None:
     """Train `model`, a Student or another module of the same calls, from the last checkpoint of `run` if there is one.
 
-    `evaluate` returns scores by name, higher being better.
+    `evaluate` returns scores by name.
 
     Raises EmbellError if the loss is no number any more.
     """
@@ -368,7 +187,7 @@ def train(
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # several cards: one process each, by torchrun or accelerate launch
     with _quiet():
-        trainer = _StudentTrainer(
+        trainer = StudentTrainer(
             batches,
             loss,
             options.chunk,
@@ -377,7 +196,7 @@ def train(
             args=arguments,
             data_collator=lambda listed: {"examples": listed[0]},
             optimizers=(optimizer, schedule),
-            callbacks=[report, _Completed()],
+            callbacks=[report, Completed()],
         )
         for unwanted in ("PrinterCallback", "ProgressCallback"):
             for callback in list(trainer.callback_handler.callbacks):
