@@ -328,7 +328,7 @@ def test_principal_axes_keep_cosines_and_order_energy(world: World, teacher: Pat
 def test_a_fresh_student_is_nearly_a_bag_of_the_teacher_s_vectors(world: World, teacher: Path, tmp_path: Path) -> None:
     texts = list(chain.from_iterable(world.groups))
     source = Teacher(str(teacher), None, tmp_path / "kept", texts, True)
-    directory = fresh_student(SHAPE, source, texts, tmp_path / "student", 0, 0)
+    directory = fresh_student(SHAPE, source, texts, tmp_path / "student", 0, 0, 0)
     student = Encoder.load(directory, start_layer=1, dtype="float32")
     table = student.network.get_input_embeddings().weight.detach()[: len(student.tokenizer)]
     assert not table[0].any()
@@ -344,9 +344,9 @@ def test_a_fresh_student_is_nearly_a_bag_of_the_teacher_s_vectors(world: World, 
     layer = student.network.layers[0]
     for quiet, usual in ((layer.self_attn.o_proj, layer.self_attn.q_proj), (layer.mlp.down_proj, layer.mlp.up_proj)):
         assert 0.08 < float(quiet.weight.detach().std() / usual.weight.detach().std()) < 0.12
-    assert fresh_student(SHAPE, source, texts, tmp_path / "student", 1, 0) == directory
+    assert fresh_student(SHAPE, source, texts, tmp_path / "student", 1, 0, 0) == directory
     with pytest.raises(UsageError, match="hidden is 64, more than the 32"):
-        fresh_student(ShapeOptions(hidden=64, heads=2, vocabulary=300), source, texts, tmp_path / "wide", 0, 0)
+        fresh_student(ShapeOptions(hidden=64, heads=2, vocabulary=300), source, texts, tmp_path / "wide", 0, 0, 0)
 
 
 def test_a_teacher_of_another_width(world: World, tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ def test_fitting_the_table_brings_a_fresh_student_nearer(world: World, teacher: 
     wanted = source(range(100))
     found = []
     for steps in (0, 40):
-        student = Encoder.load(fresh_student(SHAPE, source, texts, tmp_path / str(steps), 0, steps), start_layer=1)
+        student = Encoder.load(fresh_student(SHAPE, source, texts, tmp_path / str(steps), 0, steps, 0), start_layer=1)
         found.append(float(torch.cosine_similarity(torch.from_numpy(student.encode(texts[:100])), wanted).mean()))
     assert found[1] > found[0] + 0.1
 

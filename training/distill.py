@@ -38,6 +38,7 @@ def distill(
     cosine_weight: float = 5.0,
     similarity_weight: float = 1.0,
     fit_steps: int = 300,
+    phrases: int = 0,
     temperature: float = 0.05,
     cross_encoder: str | None = None,
     first: str | None = None,
@@ -70,6 +71,7 @@ def distill(
         cosine_weight: weight of the cosine to the teacher's vector; 0 where the widths differ
         similarity_weight: weight of the divergence between in-batch similarities
         fit_steps: steps in which the token table of a "new" model is fitted to the teacher before its layers are trained
+        phrases: tokens of a "new" model's vocabulary that join neighbouring tokens, across words too
         temperature: in-batch cosines are divided by it
         cross_encoder: directory or hub id of a sequence classifier with one output, to score the pairs
         first: column of the first sentences; default: sentence1, text1, premise or query
@@ -93,6 +95,8 @@ def distill(
         raise UsageError("temperature must be more than 0, the weights not less than 0, and one of them more")
     if model == NEW and teacher is None:
         raise UsageError('a "new" model starts from a teacher\'s vectors of its tokens; give a --teacher')
+    if phrases and (not fit_steps or model != NEW or not 0 < phrases <= shape.vocabulary - 258):
+        raise UsageError("phrases are tokens of a new model's vocabulary, beside 258 others, and need fit_steps")
     require(evaluate)
     run.start()
     if finished := begin(output, to_toml(distill, locals())):
@@ -106,7 +110,7 @@ def distill(
     texts = [one for group in groups for one in group]
     begins = torch.tensor([0, *map(len, groups)]).cumsum(0).tolist()
     source = Teacher(teacher, teacher_length, output / "teacher", texts, principal)
-    start = fresh_student(shape, source, texts, output / "student", run.seed, fit_steps) if model == NEW else model
+    start = fresh_student(shape, source, texts, output / "student", run.seed, fit_steps, phrases) if model == NEW else model
     student = Student(encoder.load(start), nesting.depths, lora)
     nesting.check(student.encoder.dim)
     if cosine_weight and student.encoder.dim != source.dim:

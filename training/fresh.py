@@ -1,25 +1,24 @@
-"""A new small decoder: its tokenizer, its shape, and what its weights begin with."""
+"""A new small decoder: its shape, and what its weights begin with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from torch import Tensor, nn
-from torch.nn import functional
-from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaModel
 
 from embell.engine import backbone
 from embell.errors import UsageError
-from embell.training import losses
+from embell.training.table import Bags, fit, worth_joining
 from embell.training.teacher import Teacher
+from embell.training.vocabulary import join, train_tokenizer
 
-PAD = "<pad>"
 TOKEN_RMS = 0.7
 """Root mean square of a component of the token table at the start."""
+ROUNDS = 2
+"""Rounds in which phrases are chosen."""
 RESIDUAL = 0.1
 """Layers begin at this share of their usual strength: the untrained student is nearly a bag of token vectors."""
 
@@ -73,45 +72,23 @@ class ShapeOptions:
         )
 
 
-def train_tokenizer(texts: Iterable[str], size: int, longest: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE on NFKC-normalised, lower-cased text with white space folded; no token is ever unknown.
-
-    Raises UsageError for a vocabulary with no room for the 256 bytes.
-    """
-    if size < 258:
-        raise UsageError(f"vocabulary must be at least 258, not {size}: the bytes alone take 256 tokens")
-    tokenizer = Tokenizer(models.BPE())
-    fold = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), *fold])
-    # The prefix space makes a word at the start of a text the same token as elsewhere.
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[PAD], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        padding_side="right",
-        model_max_length=longest,
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def fresh_student(shape: ShapeOptions, teacher: Teacher, texts: Sequence[str], directory: Path, seed: int, fit_steps: int) -> str:
+def fresh_student(
+    shape: ShapeOptions, teacher: Teacher, texts: Sequence[str], directory: Path, seed: int, fit_steps: int, phrases: int
+) -> str:
     """Write a decoder that begins near the teacher, unless it is there already; returns its directory.
 
     Each token's row begins as the teacher's vector of the token's string. Then the table alone is fitted for `fit_steps` steps: the
-    mean of a text's rows to the teacher's vector of the text. That takes minutes, and layers trained afterwards start from there.
+    mean of a text's rows to the teacher's vector of the text. `phrases` of the vocabulary's tokens join two others, those that explain
+    best what the fitted table misses; they are chosen in `ROUNDS` rounds, so that a phrase may grow, and the table is fitted anew
+    after each. That takes minutes, and layers trained afterwards start from there.
 
-    Raises UsageError if the student would be wider than the teacher.
+    Raises UsageError if the student would be wider than the teacher, or if phrases leave no room for other tokens.
     """
     if (directory / "config.json").is_file():
         return str(directory)
     if shape.hidden > teacher.dim:
         raise UsageError(f"hidden is {shape.hidden}, more than the {teacher.dim} components of the teacher's vectors")
-    tokenizer = train_tokenizer(texts, shape.vocabulary, shape.positions)
+    tokenizer = train_tokenizer(texts, shape.vocabulary - phrases, shape.positions)
     torch.manual_seed(seed)
     network = LlamaModel(shape.config())
     strings = [str(tokenizer.decode([token])).strip() or "space" for token in range(len(tokenizer))]
@@ -120,7 +97,15 @@ def fresh_student(shape: ShapeOptions, teacher: Teacher, texts: Sequence[str], d
     rows *= TOKEN_RMS / rows.square().mean().sqrt()
     rows[0] = 0
     if fit_steps:
-        rows = fit_table(rows, tokenizer, teacher, texts, shape, fit_steps, seed)
+        bags = Bags(tokenizer, texts, shape.positions)
+        rows = fit(rows, bags, teacher, shape.epsilon, fit_steps, seed)
+    for wanted in [phrases * (number + 1) // ROUNDS - phrases * number // ROUNDS for number in range(ROUNDS)] if phrases else ():
+        pairs = worth_joining(rows, bags, teacher, shape.epsilon, 2 * wanted)
+        tokenizer, pairs = join(tokenizer, pairs, wanted)
+        first, second = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
+        rows = torch.cat([rows, rows[first] + rows[second]])
+        bags = Bags(tokenizer, texts, shape.positions)
+        rows = fit(rows, bags, teacher, shape.epsilon, fit_steps, seed)
     with torch.no_grad():
         network.embed_tokens.weight.zero_()
         network.embed_tokens.weight[: len(rows)] = rows
@@ -133,40 +118,3 @@ def fresh_student(shape: ShapeOptions, teacher: Teacher, texts: Sequence[str], d
         network.save_pretrained(part)
     part.replace(directory)
     return str(directory)
-
-
-FIT_BATCH, FIT_RATE = 2048, 2e-2
-"""Texts of a step of `fit_table`, and its learning rate at the start."""
-
-
-def fit_table(
-    rows: Tensor,
-    tokenizer: PreTrainedTokenizerFast,
-    teacher: Teacher,
-    texts: Sequence[str],
-    shape: ShapeOptions,
-    steps: int,
-    seed: int,
-) -> Tensor:
-    """The token table `(vocabulary, hidden)` whose means over texts, after the final norm, come nearest to the teacher's vectors.
-
-    Lengths of rows are free: common words become short, which is what weights them in a mean. Texts are drawn with replacement,
-    at most `FIT_BATCH` a step.
-    """
-    table = nn.Parameter(rows.clone())
-    optimizer = torch.optim.Adam([table], lr=FIT_RATE)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-    order = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
-        chosen = torch.randint(len(texts), (min(FIT_BATCH, len(texts)),), generator=order).unique().tolist()
-        listed = tokenizer([texts[at] for at in chosen], truncation=True, max_length=shape.positions)["input_ids"]
-        lengths = torch.tensor([len(ids) for ids in listed])
-        normed = table * torch.rsqrt(table.square().mean(dim=1, keepdim=True) + shape.epsilon)
-        ids = torch.tensor([token for ids in listed for token in ids])
-        means = functional.embedding_bag(ids, normed, lengths.cumsum(0) - lengths, mode="mean")
-        loss = losses.to_teacher(means, teacher(chosen)[:, : shape.hidden])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return table.detach()

@@ -17,11 +17,12 @@ from embell.engine.packed import Packing
 from embell.engine.tokens import TokenRow
 from embell.errors import CorpusError, UsageError
 from embell.training.batches import Batches, Examples, plan_batches
-from embell.training.fresh import ShapeOptions, train_tokenizer
+from embell.training.fresh import ShapeOptions
 from embell.training.packed_llama import PackedLlama
 from embell.training.pairs import read_groups
 from embell.training.recipe import to_toml
 from embell.training.run import RunOptions, begin, finish, train
+from embell.training.vocabulary import train_tokenizer
 
 
 def pretrain(

@@ -15,8 +15,12 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback
 
 from embell.engine.tokens import TokenRow
+from embell.engine.workers import each_on_a_core
 from embell.training.batches import Batches, Examples
 from embell.training.progress import Progress
+
+CORE_TOKENS = 1000
+"""Tokens of a batch for each core, from which on the cores run parts of it side by side."""
 
 COMPLETED = "completed.json"
 """In a checkpoint: the sizes of its files, written when it was whole."""
@@ -50,6 +54,8 @@ class StudentTrainer(Trainer):
             by_depth = {depth: list(vectors.split(sizes)) for depth, vectors in shallow.items()}
             return self._loss(list(deep.split(sizes)), by_depth, targets)
 
+        if self._chunk is None and (parts := self._parts(model, rows)):
+            return self._each_on_a_core(model, rows, parts, loss_of, share)
         if self._chunk is None or self._chunk >= len(rows):
             with self.compute_loss_context_manager():
                 found = model(rows)
@@ -57,6 +63,63 @@ class StudentTrainer(Trainer):
             self.accelerator.backward(loss * share)
             return loss.detach() * share
         return self._chunked(model, rows, loss_of, share)
+
+    def _parts(self, model: nn.Module, rows: list[TokenRow]) -> list[list[int]]:
+        """Numbers of the rows that each core is to run, about as many tokens each; none where the batch is better run as a whole.
+
+        A product over a thousand tokens keeps one core busy, and elementwise work and attention gain nothing from a second one.
+        Dropout draws from a generator that all threads would share.
+        """
+        cores = torch.get_num_threads()
+        tokens = sum(len(row.ids) for row in rows)
+        drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+        if self.args.device.type != "cpu" or model is not self._module or cores < 2 or drops or tokens < cores * CORE_TOKENS:
+            return []
+        parts: list[list[int]] = [[] for _ in range(cores)]
+        loads = [0] * cores
+        for at in sorted(range(len(rows)), key=lambda at: -len(rows[at].ids)):
+            least = loads.index(min(loads))
+            parts[least].append(at)
+            loads[least] += len(rows[at].ids)
+        return parts if all(parts) else []
+
+    def _each_on_a_core(
+        self,
+        model: nn.Module,
+        rows: list[TokenRow],
+        parts: list[list[int]],
+        loss_of: Callable[[Tensor, dict[int, Tensor]], Tensor],
+        share: float,
+    ) -> Tensor:
+        """Gradients of a batch whose parts run side by side; the loss is that of the whole batch.
+
+        The parts' gradients are added in their order, not as they come: the same sums in every run.
+        """
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        back = torch.empty(len(rows), dtype=torch.long)
+        back[torch.tensor([at for part in parts for at in part])] = torch.arange(len(rows))
+
+        def run(part: list[int]) -> tuple[Tensor, dict[int, Tensor]]:
+            with self.compute_loss_context_manager():
+                found: tuple[Tensor, dict[int, Tensor]] = model([rows[at] for at in part])
+            return found
+
+        found = [result for _, result in each_on_a_core(run, parts)]
+        ends = [[vectors, *by_depth.values()] for vectors, by_depth in found]
+        leaves = [[one.detach().requires_grad_() for one in listed] for listed in ends]
+        whole = [torch.cat(listed)[back] for listed in zip(*leaves, strict=True)]
+        loss = loss_of(whole[0], dict(zip(found[0][1], whole[1:], strict=True))) * share
+        loss.backward()
+
+        def gradients(at: int) -> tuple[Tensor | None, ...]:
+            pairs = [(end, leaf.grad) for end, leaf in zip(ends[at], leaves[at], strict=True) if leaf.grad is not None]
+            return torch.autograd.grad([end for end, _ in pairs], trained, [grad for _, grad in pairs], allow_unused=True)
+
+        for _, flowing in each_on_a_core(gradients, range(len(parts))):
+            for parameter, gradient in zip(trained, flowing, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        return loss.detach()
 
     def _chunked(
         self, model: nn.Module, rows: list[TokenRow], loss_of: Callable[[Tensor, dict[int, Tensor]], Tensor], share: float
