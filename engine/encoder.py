@@ -221,10 +221,10 @@ class Encoder:
                 raise EncoderError(f"{target}: holds an adapter, which the model would be mixed up with; save to a new directory")
             else:
                 network.save_pretrained(target)  # type: ignore[operator]
-        if isinstance(network, static.StaticNetwork):
-            tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
-        else:
+        if not isinstance(network, static.StaticNetwork):
             tokenizer.save_pretrained(target)
+        if hasattr(tokenizer, "backend_tokenizer"):
+            tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"), pretty=False)  # half the size
         head.save(self.head, target)
         self._loaded.settings.write(target)
         sentence_format.write(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,28 @@ def test_held_out_sentences_are_left_out_whatever_their_case(data: Path) -> None
     assert sources.collect(data, chosen, 1.0, 1)[0] != groups
     with pytest.raises(CorpusError, match="no such file"):
         sources.collect(data, sources.select(["dict/wordset.tsv.xz"]), 1.0, 0)
+
+
+def test_pieces_are_short_runs_of_a_text_s_words() -> None:
+    text = "Heat transfer at high speed, and the boundary layer that was seen (in 1954) because it grew; so."
+    found = sources.pieces_of([text], 10)
+    assert set(found) == {"Heat transfer at high speed", "the boundary layer"}  # "it grew" is too short
+    assert sources.pieces_of([text], 1)[0] in found
+    assert sources.pieces_of([text], 1) == sources.pieces_of([text], 1)
+    long = " ".join(["word"] * 9)
+    assert sources.pieces_of([long], 3) == []
+
+
+def test_pieces_change_no_other_text(data: Path) -> None:
+    (source,) = sources.select(["text/factbook.jsonl"])
+    plain, fewer = sources.collect(data, [replace(source, pieces=0)], 1.0, 0)
+    groups, counts = sources.collect(data, [source], 1.0, 0)
+    assert source.pieces > 0
+    assert counts["text/factbook.jsonl"] > fewer["text/factbook.jsonl"]
+    known = {text for group in plain for text in group}
+    assert [[text for text in group if text in known] for group in groups] == plain
+    added = {text for group in groups for text in group} - known
+    assert all(any(piece in text for text in known) for piece in added)
 
 
 def test_rows_of_compressed_tables_are_read_without_quoting(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ TOKEN_RMS = 0.7
 """Root mean square of a component of the token table at the start."""
 ROUNDS = 2
 """Rounds in which phrases are chosen."""
-RESIDUAL = 0.1
+RESIDUAL = 0.02
 """Layers begin at this share of their usual strength: the untrained student is nearly a bag of token vectors."""
 
 

@@ -107,6 +107,8 @@ def pretrain(
 class _NextToken(nn.Module):
     """Called like a Student; instead of vectors it gives, for each piece, the sum of its losses and their number."""
 
+    packed = True
+
     def __init__(self, network: LlamaForCausalLM, shape: ShapeOptions) -> None:
         super().__init__()
         self.network = network

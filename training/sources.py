@@ -36,13 +36,15 @@ Groups = Iterator[Sequence[str]]
 class Source:
     """A file of training text: where it is, under which licence, and the groups of related texts that it gives.
 
-    `groups` is called with the rows, shuffled, and a random generator. At most `texts` texts are taken.
+    `groups` is called with the rows, shuffled, and a random generator. At most `texts` texts are taken, and with each group
+    `pieces` pieces of its sentences, as short as questions to a search engine are.
     """
 
     path: str
     licence: str
     groups: Callable[[list[Row], random.Random], Groups]
     texts: int
+    pieces: int = 0
 
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(])")
@@ -68,6 +70,18 @@ def split_paragraphs(text: str) -> Iterator[str]:
         if len(held) >= 200:
             yield held
             held = ""
+
+
+_CLAUSE_END = re.compile(
+    r"[,;:()\[\].?!\"–—]+|\b(?:and|or|but|that|which|who|whose|when|where|while|because|although|if|as|is|are|was|were|has|have|had|be|been)\b"
+)
+
+
+def pieces_of(texts: Sequence[str], most: int) -> list[str]:
+    """Runs of two to eight words between punctuation, conjunctions and common verbs, at most `most` of them; the same for the same texts."""
+    found = [" ".join(piece.split()) for text in texts for piece in _CLAUSE_END.split(text)]
+    found = sorted({piece for piece in found if 2 <= len(piece.split()) <= 8 and usable(piece, 10, 80)})
+    return random.Random(texts[0]).sample(found, min(most, len(found)))
 
 
 def usable(text: str, shortest: int, longest: int) -> bool:
@@ -169,19 +183,19 @@ def _splits(rows: list[Row], rng: random.Random) -> Groups:
 _WIKIPEDIA = "CC BY-SA (Wikipedia)"
 
 SHIPPABLE: tuple[Source, ...] = (
-    Source("text/enwiki_a.jsonl.xz", _WIKIPEDIA, _articles, 110_000),
-    Source("text/enwiki_b.jsonl.xz", _WIKIPEDIA, _articles, 45_000),
-    Source("text/openstax_md.jsonl.xz", "CC BY (OpenStax)", _articles, 6_000),
-    Source("text/factbook.jsonl", "CC0", _articles, 4_000),
+    Source("text/enwiki_a.jsonl.xz", _WIKIPEDIA, _articles, 110_000, 3),
+    Source("text/enwiki_b.jsonl.xz", _WIKIPEDIA, _articles, 45_000, 3),
+    Source("text/openstax_md.jsonl.xz", "CC BY (OpenStax)", _articles, 6_000, 6),
+    Source("text/factbook.jsonl", "CC0", _articles, 4_000, 3),
     Source("dict/oewn_synsets.jsonl.xz", "CC BY 4.0 + WordNet licence", _synsets, 55_000),
     Source("dict/wordset.tsv.xz", "CC BY-SA 4.0 + WordNet licence", _fields("definition", "example"), 20_000),
     Source("pairs/snli-dev.tsv.xz", "CC BY-SA 4.0", _premises, 60_000),
     Source("pairs/snli-test.tsv.xz", "CC BY-SA 4.0", _premises, 60_000),
     Source("pairs/wikisplit-tune.tsv.xz", "CC BY-SA 4.0", _splits, 8_000),
-    Source("pairs/medquad.jsonl.xz", "CC BY 4.0", _answers, 30_000),
-    Source("pairs/scitldr-train.jsonl.xz", "Apache-2.0", _summaries, 6_000),
-    Source("pairs/scitldr-dev.jsonl.xz", "Apache-2.0", _summaries, 2_000),
-    Source("pairs/pubmedqa_l.jsonl.xz", "MIT", _fields("question", "long_answer", "context"), 3_000),
+    Source("pairs/medquad.jsonl.xz", "CC BY 4.0", _answers, 30_000, 2),
+    Source("pairs/scitldr-train.jsonl.xz", "Apache-2.0", _summaries, 6_000, 6),
+    Source("pairs/scitldr-dev.jsonl.xz", "Apache-2.0", _summaries, 2_000, 6),
+    Source("pairs/pubmedqa_l.jsonl.xz", "MIT", _fields("question", "long_answer", "context"), 3_000, 8),
     Source("pairs/opentriviaqa.tsv.xz", "CC BY-SA 4.0", _fields("question"), 25_000),
     Source("pairs/banking77-train.tsv.xz", "CC BY 4.0", _classes("text", "category"), 10_000),
     Source("pairs/clinc150.tsv.xz", "CC BY 3.0", _classes("text", "intent", lambda row: row["split"].endswith("train")), 15_000),
@@ -247,6 +261,14 @@ SHORTEST, LONGEST = 4, 2600
 """Characters of a text that is taken."""
 
 
+def _unseen(texts: Iterable[str], seen: set[str]) -> Iterator[str]:
+    for text in (" ".join(text.split()) for text in texts):
+        mark = fingerprint(text)
+        if SHORTEST <= len(text) <= LONGEST and mark and mark not in seen:
+            seen.add(mark)
+            yield text
+
+
 def collect(data: Path, sources: Iterable[Source], scale: float, seed: int) -> tuple[list[list[str]], dict[str, int]]:
     """Draw the training mix: groups of texts in random order, and how many texts each path gave; each text comes once.
 
@@ -259,18 +281,14 @@ def collect(data: Path, sources: Iterable[Source], scale: float, seed: int) -> t
         rng = random.Random(f"{seed} {source.path}")
         rows = list(read_rows(data / source.path))
         rng.shuffle(rows)
-        counts[source.path] = 0
+        counts[source.path] = taken = 0
         for group in source.groups(rows, rng):
-            if counts[source.path] >= int(source.texts * scale):
+            if taken >= int(source.texts * scale):
                 break
-            kept = []
-            for text in (" ".join(text.split()) for text in group):
-                mark = fingerprint(text)
-                if SHORTEST <= len(text) <= LONGEST and mark and mark not in seen:
-                    seen.add(mark)
-                    kept.append(text)
+            kept = list(_unseen(group, seen))
             if kept:
-                found.append(kept)
-                counts[source.path] += len(kept)
+                taken += len(kept)
+                found.append(kept + list(_unseen(pieces_of(kept, source.pieces), seen)))
+                counts[source.path] += len(found[-1])
     random.Random(seed).shuffle(found)
     return found, counts

@@ -6,6 +6,7 @@ know is that "not asleep" is not the mean of "not" and "asleep". Rows for such p
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,6 +58,8 @@ def normed(table: Tensor, epsilon: float) -> Tensor:
 def fit(table: Tensor, bags: Bags, teacher: Teacher, epsilon: float, steps: int, seed: int) -> Tensor:
     """The table `(vocabulary, hidden)` whose means over texts, after the final norm, come nearest to the teacher's vectors.
 
+    How near they came in the last step, which is not how near they come for other texts, is said on stderr.
+
     Lengths of rows are free: common words become short, which is what weights them in a mean. Texts are drawn with replacement,
     at most `FIT_BATCH` a step.
     """
@@ -72,6 +75,10 @@ def fit(table: Tensor, bags: Bags, teacher: Teacher, epsilon: float, steps: int,
         loss.backward()
         optimizer.step()
         schedule.step()
+    print(
+        f"token table: {len(table):,} tokens, {bags.lengths.mean():.1f} a text, cosine {1 - loss.item():.3f} to the teacher",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
     return table.detach()
 
 

@@ -73,7 +73,10 @@ class StudentTrainer(Trainer):
         cores = torch.get_num_threads()
         tokens = sum(len(row.ids) for row in rows)
         drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-        if self.args.device.type != "cpu" or model is not self._module or cores < 2 or drops or tokens < cores * CORE_TOKENS:
+        packed = model is self._module and getattr(
+            model, "packed", False
+        )  # others are watched through hooks, which threads would mix
+        if self.args.device.type != "cpu" or not packed or cores < 2 or drops or tokens < cores * CORE_TOKENS:
             return []
         parts: list[list[int]] = [[] for _ in range(cores)]
         loads = [0] * cores
