@@ -117,7 +117,7 @@ def test_similar_info_and_delete(embell: Run, collection: Path, tmp_path: Path) 
     (facts,) = embell("info", own, "--json").lines
     assert (facts["documents"], facts["dim"], facts["index"], facts["recall"]) == (12, 384, "exact", 1.0)
     assert facts["columns"] == {"topic": "string", "year": "int64"}
-    assert facts["encoder"]["start_layer"] == 5
+    assert facts["encoder"]["start_layer"] == 1
     assert "look both ways" in embell("info", own).out
     (gone,) = embell("delete", own, "--id", "food-1", "--id", "food-2", "--json").lines
     assert gone == {"deleted": 2}

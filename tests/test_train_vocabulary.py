@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from itertools import pairwise
 from pathlib import Path
@@ -136,6 +137,7 @@ def test_phrases_bring_a_fresh_student_nearer_and_are_its_tokens(world: World, t
         near = torch.cosine_similarity(torch.from_numpy(student.encode(texts[:200])), source(range(200)))
         found[phrases] = float(near.mean())
         assert len(student.tokenizer) <= 300 + phrases
+        assert json.loads((tmp_path / str(phrases) / "tokenizer.json").read_text())["truncation"] is None
     assert found[60] > found[0] + 0.01
     joined = AutoTokenizer.from_pretrained(tmp_path / "60")
     plain = AutoTokenizer.from_pretrained(tmp_path / "0")
