@@ -245,7 +245,7 @@ class Collection:
         found = self._store.rows_of([id], ["key", "vector"])
         if not found:
             raise CollectionError(f"{self.path}: there is no document with the id {id!r}")
-        from embell.indexers.exact import renormalise
+        from embell.indexers.codes import renormalise
 
         rows = renormalise(np.array([row["vector"] for row in found], np.float16))
         return self._search(renormalise(rows.mean(axis=0, keepdims=True)), k, where, 0, min_score, False, id)[0]

@@ -26,8 +26,8 @@ from embell.engine.pooling import pool
 from embell.engine.presets import PRESETS
 from embell.engine.spec import EncoderSpec, Prompt
 from embell.engine.tokens import Kind, TextTokens, Tokenised, TokenRow
-from embell.engine.workers import each_on_a_core, submit
 from embell.errors import EncoderError, TextError
+from embell.indexers.workers import each_on_a_core, submit
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -1,28 +1,145 @@
-"""Exact search: a blocked matrix product finds candidates, float64 scores of the stored rows decide.
+"""Exact search: a coarse product finds candidates, float64 scores of the stored rows decide.
 
-The product runs in bf16 where the CPU computes in it, else in float32. It is off by at most `error`,
-so every row whose coarse score lies within twice that of the k-th best is scored again: the answer is
-the reference's, in values and in order.
+The coarse product multiplies int8 codes where the CPU has instructions for it, else float32. How far it can be wrong is known for each
+query, so every row that may still be among the best k is scored again: the answer is the reference's, in values and in order.
 
-The vector of a row is its stored float16 row, renormalised in float32. A score is the float64 inner
-product of that with the query; equal scores are ordered by key.
+The vector of a row is its stored float16 row, renormalised in float32. A score is the float64 inner product of that with the query;
+equal scores are ordered by key.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from embell.indexers.codes import Codes, int8_products, renormalise
 from embell.indexers.vector_index import Array
+from embell.indexers.workers import each_on_a_core
 
-BLOCK = 16_384
-"""Rows of the matrix that are in work at a time."""
 QUERIES = 256
+"""Queries that are answered together."""
+_FEWEST_QUERIES = 128
+"""Queries for each core from which on each answers its own share."""
+GROUP = 64
+"""Rows of which only the largest product is looked at first."""
+_PRODUCTS = 2**21
+"""Products that are in work at a time: they stay in the cache until they have been looked at."""
+_FEWEST_ROWS, _MOST_ROWS = 4096, 2**18
 _MOST_CANDIDATES = 2_000_000
+_MERGED = 8
+"""Candidates of a query after which the k-th best so far is looked for anew, on the average."""
+_GATHERED_SHARE, _GATHERED_QUERIES = 0.1, 32
+"""Rows that a filter lets through are copied together where they are at most this share, or there are this many queries at least."""
+_SCORED = 8192
+"""Pairs that are scored exactly at a time."""
+_LOWEST = -1e9
+"""Below every score: stands where rows take no part. As a product, below all of those."""
+
+
+@dataclass
+class _Segment:
+    """Rows that were added at once, and their codes once they are needed."""
+
+    keys: Array
+    rows: Array
+    codes: Codes | None = None
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Coarse products `(q, rows)` of some rows: a row's score is scale * product + offset, give or take error, each `(q,)`.
+
+    The rows stand at `start` and after, or at `start` + `chosen`.
+    """
+
+    start: int
+    chosen: Array | None
+    products: Tensor
+    scale: Array
+    offset: Array
+    error: Array
+
+    def least(self, scores: Array) -> Tensor:
+        """The smallest product `(q,)` of a row whose score may be as large as that of `scores` `(q,)`."""
+        wanted = ((np.maximum(scores, -2) - self.error - self.offset) / self.scale).clip(_LOWEST / 2, -_LOWEST)
+        if self.products.dtype == torch.int32:
+            return torch.from_numpy(np.ceil(wanted).astype(np.int32))
+        return torch.from_numpy(np.nextafter(wanted.astype(np.float32), np.float32(-np.inf)))
+
+    def lows(self, products: Tensor) -> Tensor:
+        """What the scores behind products `(q, n)` are at least; float64."""
+        low: Tensor = (
+            products.double() * torch.from_numpy(self.scale)[:, None] + torch.from_numpy(self.offset - self.error)[:, None]
+        )
+        return low
+
+
+@dataclass
+class _Candidates:
+    """Pairs of a query and a position that may belong to the answer, and what their scores are at least and at most."""
+
+    queries: list[Array] = field(default_factory=list)
+    positions: list[Array] = field(default_factory=list)
+    lows: list[Array] = field(default_factory=list)
+    highs: list[Array] = field(default_factory=list)
+    held: int = 0
+
+    def take(self, block: _Block, least: Tensor) -> None:
+        """Add the rows of a block whose product is `least` `(q,)` or more."""
+        count, rows = block.products.shape
+        whole = rows - rows % GROUP
+        groups = block.products[:, :whole].reshape(count, whole // GROUP, GROUP)
+        asked, group = (groups.amax(dim=2) >= least[:, None]).nonzero(as_tuple=True)
+        near = groups[asked, group]
+        at, inside = (near >= least[asked, None]).nonzero(as_tuple=True)
+        queries, columns, products = asked[at], group[at] * GROUP + inside, near[at, inside]
+        if whole < rows:
+            rest = block.products[:, whole:]
+            more, inside = (rest >= least[:, None]).nonzero(as_tuple=True)
+            queries, columns = torch.cat([queries, more]), torch.cat([columns, inside + whole])
+            products = torch.cat([products, rest[more, inside]])
+        chosen = queries.numpy()
+        middle = products.numpy() * block.scale[chosen] + block.offset[chosen]
+        error = block.error[chosen]
+        places = columns.numpy() if block.chosen is None else block.chosen[columns.numpy()]
+        self.add(chosen, places + block.start, middle - error, middle + error)
+
+    def add(self, queries: Array, positions: Array, lows: Array, highs: Array) -> None:
+        self.queries.append(queries)
+        self.positions.append(positions)
+        self.lows.append(lows)
+        self.highs.append(highs)
+        self.held += len(queries)
+
+    def kth(self, best: Tensor, since: int) -> Tensor:
+        """`best` `(q, k)`, the largest lows so far, with those that were added from the part number `since` on."""
+        queries, lows = (np.concatenate(parts[since:]) for parts in (self.queries, self.lows))
+        order = np.argsort(queries.astype(np.uint16), kind="stable")  # a radix sort; there are not more than QUERIES
+        queries, lows = queries[order], lows[order]
+        places = _places(queries)
+        table = np.full((len(best), places.max(initial=-1) + 1), -np.inf)
+        table[queries, places] = lows
+        return torch.cat([best, torch.from_numpy(table)], dim=1).topk(best.shape[1], dim=1).values
+
+    def everywhere(self, queries: int, positions: Array) -> None:
+        """Add positions for every query, whatever their scores are."""
+        unknown = np.full(queries * len(positions), np.inf)
+        self.add(np.repeat(np.arange(queries), len(positions)), np.tile(positions, queries), -unknown, unknown)
+
+    def among(self, reach: Array) -> tuple[Array, Array]:
+        """Queries and positions of the pairs that may reach `reach` `(q,)`; by query."""
+        if not self.held:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        queries, positions, highs = map(np.concatenate, (self.queries, self.positions, self.highs))
+        kept = np.flatnonzero(highs >= reach[queries])
+        kept = kept[np.argsort(queries[kept], kind="stable")]
+        return queries[kept], positions[kept]
 
 
 class ExactIndex:
@@ -30,36 +147,23 @@ class ExactIndex:
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
-        self._keys: list[Array] = []
-        self._rows: list[Array] = []
-        capabilities = torch.cpu.get_capabilities()
-        self._bf16 = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+        self._segments: list[_Segment] = []
+        self._int8 = int8_products()
 
     def __len__(self) -> int:
-        return sum(map(len, self._keys))
+        return sum(len(segment.keys) for segment in self._segments)
 
     def add(self, keys: Array, rows: Array) -> None:
         """Add float16 rows `(n, dim)`, made from rows of length 1, under ascending keys."""
         if len(keys):
-            self._keys.append(np.asarray(keys, np.int64))
-            self._rows.append(rows)
+            self._segments.append(_Segment(np.asarray(keys, np.int64), rows))
 
     @property
     def keys(self) -> Array:
         """The key of each position, ascending."""
-        return np.concatenate(self._keys) if self._keys else np.empty(0, np.int64)
-
-    @property
-    def error(self) -> float:
-        """How far a coarse score may lie from the exact one.
-
-        Rounding of both inputs, of the output, float32 accumulation, and the rows' own lengths, which
-        float16 moves by at most 2^-11 and a little for components too small for it.
-        """
-        length = 2**-11 + math.sqrt(self.dim) * 2**-24
-        accumulation = 2 * self.dim * 2**-24
-        rounding = 2 * 2**-9 + 2**-18 + 2**-8 if self._bf16 else 0.0
-        return (rounding + accumulation) * 1.01 + length
+        if len(self._segments) == 1:
+            return self._segments[0].keys
+        return np.concatenate([segment.keys for segment in self._segments]) if self._segments else np.empty(0, np.int64)
 
     def search(self, queries: Array, k: int, allowed: Array | None = None) -> tuple[Array, Array]:
         """The best `k` rows of each query: `(scores float64, keys)`, `(q, k)`, key -1 where there are fewer.
@@ -69,53 +173,55 @@ class ExactIndex:
         scores = np.full((len(queries), k), -np.inf)
         keys = np.full((len(queries), k), -1, np.int64)
         all_keys = self.keys
-        for begin in range(0, len(queries), QUERIES):
-            some = np.ascontiguousarray(queries[begin : begin + QUERIES], np.float32)
-            for offset, (found, positions) in enumerate(self._best(some, k, allowed)):
-                scores[begin + offset, : len(found)] = found
-                keys[begin + offset, : len(found)] = all_keys[positions]
+        queries = np.ascontiguousarray(queries, np.float32)
+
+        def answer(begin: int) -> tuple[Array, Array, Array]:
+            return self._best(queries[begin : begin + size], k, allowed)
+
+        size = self._together(len(queries))
+        for begin, (asked, found, positions) in each_on_a_core(answer, range(0, len(queries), size)):
+            place = begin + asked, _places(asked)
+            scores[place], keys[place] = found, all_keys[positions]
         return scores, keys
 
     def range_search(self, queries: Array, threshold: float, allowed: Array | None = None) -> list[tuple[Array, Array]]:
         """For each query, `(scores float64, keys)` of the rows that score at least `threshold`, best first."""
         answers: list[tuple[Array, Array]] = []
         all_keys = self.keys
-        for begin in range(0, len(queries), QUERIES):
-            some = np.ascontiguousarray(queries[begin : begin + QUERIES], np.float32)
-            found: list[list[Array]] = [[] for _ in some]
-            for start, coarse in self._coarse(some, allowed):
-                rows, columns = np.nonzero(coarse.numpy() >= threshold - self.error)
-                for query, positions in _by_query(rows, columns + start, len(some)):
-                    found[query].append(positions)
-            for query, parts in enumerate(found):
-                positions = np.concatenate(parts) if parts else np.empty(0, np.int64)
-                scores = self.score(some[query], positions)
-                keep = scores >= threshold
-                order = _ranking(scores[keep], positions[keep])
-                answers.append((scores[keep][order], all_keys[positions[keep][order]]))
+        queries = np.ascontiguousarray(queries, np.float32)
+
+        def answer(begin: int) -> tuple[Array, Array, Array]:
+            return self._within(queries[begin : begin + size], threshold, allowed, None)
+
+        size = self._together(len(queries))
+        for begin, (asked, scores, positions) in each_on_a_core(answer, range(0, len(queries), size)):
+            order = np.lexsort((positions, -scores, asked))
+            ends = np.searchsorted(asked, np.arange(1, min(size, len(queries) - begin)))
+            answers += zip(np.split(scores[order], ends), np.split(all_keys[positions[order]], ends), strict=True)
         return answers
 
-    def pairs(self, threshold: float) -> Iterator[tuple[int, Array, Array]]:
-        """For each position, in order: the earlier positions that score at least `threshold` with it, and the scores.
+    def join(self, threshold: float) -> Iterator[tuple[Array, Array, Array]]:
+        """All pairs of rows that score at least `threshold`, each once: `(later, earlier, scores)`, positions, by the later one.
 
-        Every unordered pair of rows is looked at once.
+        They come in parts, each of some later rows with all before them.
         """
-        total = len(self)
-        for begin in range(0, total, QUERIES):
-            positions = np.arange(begin, min(begin + QUERIES, total))
-            queries = self.vectors(positions)
-            found: list[list[Array]] = [[] for _ in positions]
-            for start, coarse in self._coarse(queries, None, until=begin + len(positions)):
-                rows, columns = np.nonzero(coarse.numpy() >= threshold - self.error)
-                columns = columns + start
-                earlier = columns < positions[rows]
-                for query, others in _by_query(rows[earlier], columns[earlier], len(positions)):
-                    found[query].append(others)
-            for query, parts in enumerate(found):
-                others = np.concatenate(parts) if parts else np.empty(0, np.int64)
-                scores = self.score(queries[query], others)
-                keep = scores >= threshold
-                yield begin + query, others[keep], scores[keep]
+
+        def partners(begin: int) -> tuple[Array, Array, Array]:
+            positions = np.arange(begin, min(begin + QUERIES, len(self)))
+            asked, scores, others = self._within(self.vectors(positions), threshold, None, begin)
+            return positions[asked], others, scores
+
+        self._together(len(self))
+        yield from (found for _, found in each_on_a_core(partners, range(0, len(self), QUERIES)))
+
+    def pairs(self, threshold: float) -> Iterator[tuple[int, Array, Array]]:
+        """For each position, in order: the earlier positions that score at least `threshold` with it, and the scores."""
+        at = 0
+        for later, earlier, scores in self.join(threshold):
+            until = min(at + QUERIES, len(self))
+            ends = np.searchsorted(later, np.arange(at + 1, until))
+            yield from zip(range(at, until), np.split(earlier, ends), np.split(scores, ends), strict=True)
+            at = until
 
     def vectors(self, positions: Array) -> Array:
         """The vectors at these positions: stored rows, renormalised in float32, `(n, dim)`."""
@@ -123,117 +229,225 @@ class ExactIndex:
 
     def stored(self, positions: Array) -> Array:
         """The float16 rows at these positions, as they are stored, `(n, dim)`."""
+        if len(self._segments) == 1:
+            only: Array = np.take(self._segments[0].rows, positions, axis=0)
+            return only
         rows = np.empty((len(positions), self.dim), np.float16)
         start = 0
-        for block in self._rows:
-            inside = (positions >= start) & (positions < start + len(block))
+        for segment in self._segments:
+            inside = (positions >= start) & (positions < start + len(segment.rows))
             if inside.any():
-                rows[inside] = block[positions[inside] - start]
-            start += len(block)
+                rows[inside] = segment.rows[positions[inside] - start]
+            start += len(segment.rows)
         return rows
 
     def score(self, query: Array, positions: Array) -> Array:
         """Exact float64 scores `(n,)` of one query `(dim,)` with the rows at these positions."""
-        scores = np.empty(len(positions))
-        for begin in range(0, len(positions), BLOCK):
-            some = positions[begin : begin + BLOCK]
-            # Not a BLAS product: its rounding depends on how many rows there are, and equal rows must tie.
-            scores[begin : begin + len(some)] = np.einsum(
-                "ij,j->i", self.vectors(some).astype(np.float64), query.astype(np.float64)
-            )
-        return scores
+        return self._scores(query[None], np.zeros(len(positions), np.int64), positions)
+
+    def best_of(self, queries: Array, k: int, asked: Array, positions: Array) -> tuple[Array, Array, Array]:
+        """The best `k` of each query among candidates: `(queries, scores, positions)`, by query and best first.
+
+        `asked`, ascending, and `positions` are the pairs. float32 scores sort out most; float64 decides between the rest.
+        """
+        if len(asked) > 4 * k * len(queries):
+            rough = self._rough(queries, asked, positions)
+            order = np.lexsort((-rough, asked))
+            kth = np.full(len(queries), -np.inf)
+            last = order[_places(asked) == k - 1]
+            kth[asked[last]] = rough[last]
+            kept = rough >= kth[asked] - 2 * _float_error(self.dim)
+            asked, positions = asked[kept], positions[kept]
+        scores = self._scores(queries, asked, positions)
+        order = np.lexsort((positions, -scores, asked))
+        order = order[_places(asked) < k]
+        return asked[order], scores[order], positions[order]
 
     def save(self, directory: Path) -> None:
-        """Write `keys.npy` and `vectors.npy`."""
-        np.save(directory / "keys.npy", self.keys)
-        total = len(self)
-        out = np.lib.format.open_memmap(directory / "vectors.npy", mode="w+", dtype=np.float16, shape=(total, self.dim))
+        """Write keys, rows and codes."""
+        rows = np.lib.format.open_memmap(directory / "vectors.npy", mode="w+", dtype=np.float16, shape=(len(self), self.dim))
         start = 0
-        for block in self._rows:
-            out[start : start + len(block)] = block
-            start += len(block)
-        out.flush()
+        for segment in self._segments:
+            rows[start : start + len(segment.rows)] = segment.rows
+            start += len(segment.rows)
+        rows.flush()
+        self.write_beside(directory, self.keys, rows)
+
+    @staticmethod
+    def write_beside(directory: Path, keys: Array, rows: Array) -> None:
+        """Write keys and codes into the directory in which `rows` lie already."""
+        np.save(directory / "keys.npy", keys)
+        if int8_products() and len(keys):
+            out = np.lib.format.open_memmap(directory / "codes.npy", mode="w+", dtype=np.int8, shape=rows.shape)
+            Codes.of(rows, out).save(directory)
+            out.flush()
 
     @classmethod
     def load(cls, directory: Path) -> ExactIndex:
-        """Open what `save` wrote; the matrix stays on disk and is memory-mapped."""
+        """Open what `save` wrote; the matrices stay on disk and are memory-mapped.
+
+        Raises ValueError if the files do not belong together.
+        """
         keys = np.load(directory / "keys.npy", allow_pickle=False)
-        # An empty array cannot be mapped.
-        rows = np.load(directory / "vectors.npy", mmap_mode="r" if len(keys) else None, allow_pickle=False)
+        # An empty array cannot be mapped. "c": torch wants arrays that it may write to.
+        rows = np.load(directory / "vectors.npy", mmap_mode="c" if len(keys) else None, allow_pickle=False)
         index = cls(rows.shape[1])
+        codes = Codes.load(directory) if index._int8 and len(keys) else None
+        if len(keys) != len(rows) or (codes is not None and codes.codes.shape != rows.shape):
+            raise ValueError(f"{directory}: files of different lengths")
         index.add(keys, rows)
+        if codes is not None:
+            index._segments[0].codes = codes
         return index
 
-    def _coarse(self, queries: Array, allowed: Array | None, until: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
-        """Blocks of coarse scores `(start position, float32 (q, rows))`; rows not allowed score -inf."""
-        kind = torch.bfloat16 if self._bf16 else torch.float32
-        left = torch.from_numpy(queries).to(kind)
-        offset = 0
-        for rows in self._rows:
-            for begin in range(0, len(rows), BLOCK):
-                start = offset + begin
-                if until is not None and start >= until:
-                    return
-                mask = None if allowed is None else allowed[start : start + len(rows[begin : begin + BLOCK])]
-                if mask is not None and not mask.any():
-                    continue
-                block = np.array(rows[begin : begin + BLOCK])
-                scores = (left @ torch.from_numpy(block).to(kind).T).float()
-                if mask is not None:
-                    scores[:, torch.from_numpy(~mask)] = -torch.inf
-                yield start, scores
-            offset += len(rows)
+    def _together(self, queries: int) -> int:
+        """How many queries are answered together: a share of them for each core, if those are not too few to fill it."""
+        if self._int8:  # once, and not by every core
+            for segment in self._segments:
+                segment.codes = segment.codes or Codes.of(segment.rows)
+        cores = torch.get_num_threads()
+        shares = cores * -(-queries // (cores * QUERIES))
+        return -(-queries // shares) if queries >= cores * _FEWEST_QUERIES else QUERIES
 
-    def _best(self, queries: Array, k: int, allowed: Array | None) -> list[tuple[Array, Array]]:
-        """For each query the exact best `k`: `(scores, positions)`."""
-        floor = torch.full((len(queries), k), -torch.inf)  # best coarse scores so far
-        rows: list[Array] = []
-        positions: list[Array] = []
-        held = 0
-        kept: list[tuple[Array, Array]] = [(np.empty(0), np.empty(0, np.int64)) for _ in queries]
-        for start, coarse in self._coarse(queries, allowed):
-            floor = torch.cat([floor, coarse.topk(min(k, coarse.shape[1]), dim=1).values], dim=1).topk(k, dim=1).values
-            reach = torch.nan_to_num(floor[:, -1:] - 2 * self.error, nan=-torch.inf, neginf=-torch.inf)
-            some_rows, columns = np.nonzero(((coarse >= reach) & (coarse > -torch.inf)).numpy())
-            rows.append(some_rows)
-            positions.append(columns + start)
-            held += len(columns)
-            if held > _MOST_CANDIDATES:  # many near ties: settle them now rather than hold them all
-                kept = self._settle(queries, k, rows, positions, kept)
-                rows, positions, held = [], [], 0
-        return self._settle(queries, k, rows, positions, kept)
+    def _blocks(self, queries: Array, allowed: Array | None, until: int | None) -> Iterator[_Block]:
+        """Coarse products of the queries with all rows, some rows at a time; only with those allowed, and before `until`."""
+        size = int(np.clip(_PRODUCTS // len(queries), _FEWEST_ROWS, _MOST_ROWS))
+        left = torch.from_numpy(queries)
+        start = 0
+        for segment in self._segments:
+            end = len(segment.rows) if until is None else min(len(segment.rows), until - start)
+            if end <= 0:
+                return
+            excluded = np.zeros(0, np.int64)
+            chosen = None
+            if allowed is not None:
+                mask = allowed[start : start + end]
+                count = int(mask.sum())
+                if count <= _GATHERED_SHARE * end or len(queries) >= _GATHERED_QUERIES:
+                    chosen, end = np.flatnonzero(mask), count
+                else:
+                    excluded = np.flatnonzero(~mask)
+            codes = coded = None
+            if self._int8:
+                codes = segment.codes = segment.codes or Codes.of(segment.rows)
+                coded = codes.query(queries)
+                excluded = np.union1d(excluded, codes.loose) if len(codes.loose) else excluded
+            for begin in range(0, end, size):
+                some: Any = slice(begin, min(begin + size, end)) if chosen is None else chosen[begin : begin + size]
+                if coded is not None and codes is not None:
+                    products = torch._int_mm(coded.codes, codes.codes[some].T)
+                    numbers = products, coded.scale, coded.offset, coded.error
+                else:
+                    products = left @ torch.from_numpy(renormalise(segment.rows[some])).T
+                    none = np.zeros(len(queries))
+                    numbers = products, none + 1, none, none + _float_error(self.dim)
+                if len(excluded) and chosen is None:
+                    out = excluded[np.searchsorted(excluded, begin) : np.searchsorted(excluded, begin + products.shape[1])]
+                    products[:, torch.from_numpy(out - begin)] = int(_LOWEST)
+                elif len(excluded):
+                    products[:, torch.from_numpy(np.isin(some, excluded))] = int(_LOWEST)
+                yield _Block(start + begin, None, *numbers) if chosen is None else _Block(start, some, *numbers)
+            start += len(segment.rows)
 
-    def _settle(
-        self, queries: Array, k: int, rows: list[Array], positions: list[Array], kept: list[tuple[Array, Array]]
-    ) -> list[tuple[Array, Array]]:
-        """Score candidates exactly and keep the best `k` of each query, earlier ones included."""
-        if not rows:
-            return kept
-        settled = list(kept)
-        for query, some in _by_query(np.concatenate(rows), np.concatenate(positions), len(queries)):
-            scores = np.concatenate([kept[query][0], self.score(queries[query], some)])
-            where = np.concatenate([kept[query][1], some])
-            order = _ranking(scores, where)[:k]
-            settled[query] = (scores[order], where[order])
-        return settled
+    def _loose(self, allowed: Array | None, until: int | None) -> Array:
+        """Positions whose codes say nothing: candidates whatever is asked."""
+        found = [np.empty(0, np.int64)]
+        start = 0
+        for segment in self._segments:
+            if segment.codes is not None and self._int8:
+                found.append(segment.codes.loose + start)
+            start += len(segment.rows)
+        positions = np.concatenate(found)
+        if until is not None:
+            positions = positions[positions < until]
+        return positions if allowed is None else positions[allowed[positions]]
+
+    def _best(self, queries: Array, k: int, allowed: Array | None) -> tuple[Array, Array, Array]:
+        """The exact best `k` of each query: `(queries, scores, positions)`, by query and best first."""
+        best = torch.full((len(queries), k), -torch.inf, dtype=torch.float64)  # the largest lows of candidates
+        reach = np.full(len(queries), -np.inf)  # what the k-th best score is at least
+        candidates, merged, counted = _Candidates(), 0, 0
+        for block in self._blocks(queries, allowed, None):
+            if (reach < -1.5).any():  # nothing is known yet: the largest products of k groups are those of k rows
+                lows = block.lows(block.products if k > block.products.shape[1] // GROUP else _maxima(block.products))
+                if k <= lows.shape[1]:
+                    reach = np.maximum(reach, lows.topk(k, dim=1).values[:, -1].numpy())
+            candidates.take(block, block.least(reach))
+            if candidates.held - counted > _MERGED * len(queries):
+                best, merged, counted = candidates.kth(best, merged), len(candidates.queries), candidates.held
+                reach = np.maximum(reach, best[:, -1].numpy())
+            if candidates.held > _MOST_CANDIDATES:  # many near ties: settle them now rather than hold them all
+                asked, scores, positions = self.best_of(queries, k, *candidates.among(reach))
+                candidates = _Candidates()
+                candidates.add(asked, positions, scores, scores)
+                best, merged, counted = candidates.kth(torch.full_like(best, -torch.inf), 0), 1, candidates.held
+                reach = np.maximum(reach, best[:, -1].numpy())
+        candidates.everywhere(len(queries), self._loose(allowed, None))
+        reach = np.maximum(reach, candidates.kth(best, merged)[:, -1].numpy())
+        return self.best_of(queries, k, *candidates.among(reach))
+
+    def _within(self, queries: Array, threshold: float, allowed: Array | None, first: int | None) -> tuple[Array, Array, Array]:
+        """All pairs that score `threshold` or more: `(queries, scores, positions)`, by query.
+
+        With `first`, the queries are the rows from that position on, and positions come before their query's.
+        """
+        until = None if first is None else first + len(queries)
+        wanted = np.full(len(queries), threshold)
+        found: list[tuple[Array, Array, Array]] = []
+
+        def settle() -> None:
+            asked, positions = candidates.among(wanted)
+            if first is not None:
+                earlier = positions < asked + first
+                asked, positions = asked[earlier], positions[earlier]
+            scores = self._scores(queries, asked, positions)
+            enough = scores >= threshold
+            found.append((asked[enough], scores[enough], positions[enough]))
+
+        candidates = _Candidates()
+        for block in self._blocks(queries, allowed, until):
+            candidates.take(block, block.least(wanted))
+            if candidates.held > _MOST_CANDIDATES:
+                settle()
+                candidates = _Candidates()
+        candidates.everywhere(len(queries), self._loose(allowed, until))
+        settle()
+        asked, scores, positions = (np.concatenate(part) for part in zip(*found, strict=True))
+        order = np.argsort(asked, kind="stable")
+        return asked[order], scores[order], positions[order]
+
+    def _scores(self, queries: Array, asked: Array, positions: Array) -> Array:
+        """Exact float64 scores of pairs of a query and a position."""
+        scores = np.empty(len(positions))
+        wide = queries.astype(np.float64)
+        for begin in range(0, len(positions), _SCORED):
+            some = slice(begin, begin + _SCORED)
+            # Not a BLAS product: its rounding depends on how many rows there are, and equal rows must tie.
+            scores[some] = np.einsum("ij,ij->i", self.vectors(positions[some]).astype(np.float64), wide[asked[some]])
+        return scores
+
+    def _rough(self, queries: Array, asked: Array, positions: Array) -> Array:
+        """Scores of pairs in float32, off by `_float_error` at most."""
+        scores = np.empty(len(positions), np.float32)
+        for begin in range(0, len(positions), _SCORED):
+            some = slice(begin, begin + _SCORED)
+            rows = torch.from_numpy(self.stored(positions[some])).float()
+            near = (rows * torch.from_numpy(queries[asked[some]])).sum(dim=1)
+            scores[some] = (near / torch.linalg.vector_norm(rows, dim=1)).numpy()
+        return scores
 
 
-def renormalise(rows: Array) -> Array:
-    """Float32 rows of length 1."""
-    rows = np.asarray(rows, np.float32)
-    unit: Array = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return unit
+def _float_error(dim: int) -> float:
+    """More than an inner product of unit vectors in float32 loses, in whatever order it is summed (Higham, 2002, section 3.1)."""
+    return 2 * (dim + 8) * 2.0**-24
 
 
-def _ranking(scores: Array, positions: Array) -> Array:
-    """Best score first, equal scores by position, which is the order of keys."""
-    return np.lexsort((positions, -scores))
+def _maxima(products: Tensor) -> Tensor:
+    """The largest of each `GROUP` products of a query `(q, rows)`: those of different rows."""
+    whole = products.shape[1] - products.shape[1] % GROUP
+    return products[:, :whole].unflatten(1, (-1, GROUP)).amax(dim=2) if whole else products
 
 
-def _by_query(rows: Array, columns: Array, queries: int) -> Iterator[tuple[int, Array]]:
-    """The columns of each query that has any."""
-    order = np.argsort(rows, kind="stable")
-    ends = np.searchsorted(rows[order], np.arange(queries + 1))
-    for query in range(queries):
-        if ends[query] < ends[query + 1]:
-            yield query, columns[order[ends[query] : ends[query + 1]]]
+def _places(sorted_queries: Array) -> Array:
+    """How many entries of the same query stand before each."""
+    return np.arange(len(sorted_queries)) - np.searchsorted(sorted_queries, sorted_queries)

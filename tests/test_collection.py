@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from conftest import topic_rows
 from embell import Collection, CollectionError, CorpusError, Document, Encoder, UsageError
 from embell.engine.seen import Places, SeenIds
-from embell.indexers.exact import renormalise
+from embell.indexers.codes import renormalise
 from tiny_models import tiny_encoder_directory
 
 Array = np.ndarray[Any, Any]

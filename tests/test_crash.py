@@ -15,7 +15,7 @@ import pytest
 
 from conftest import Ran, write_jsonl
 from embell import Collection
-from embell.indexers.exact import renormalise
+from embell.indexers.codes import renormalise
 from forked import Started
 
 Run = Callable[..., Ran]

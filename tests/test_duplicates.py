@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from embell import UsageError
 from embell.engine import duplicates as module
 from embell.engine.duplicates import Duplicates, find_duplicates, normalise, text_mark
-from embell.indexers.exact import ExactIndex, renormalise
+from embell.indexers.codes import renormalise
+from embell.indexers.exact import ExactIndex
 
 Array = np.ndarray[Any, Any]
 

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from embell import Encoder, EncoderError
-from embell.engine import encoder, workers
+from embell.engine import encoder
+from embell.indexers import workers
 from sentence_models import MINILM, Normalize, dense, plain_directory, qwen3, save
 from tiny_models import SENTENCES, tiny_encoder_directory
 

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embell import MissingExtraError, UsageError
+from embell.indexers import codes as codes_module
 from embell.indexers import exact as exact_module
-from embell.indexers.exact import ExactIndex, renormalise
+from embell.indexers.codes import Codes, int8_products, renormalise
+from embell.indexers.exact import ExactIndex
 from embell.indexers.faiss_index import FaissIndex
 from embell.indexers.vector_index import check_kind
 
@@ -73,6 +75,7 @@ def test_exact_search_is_the_reference_in_values_and_order(data: st.DataObject) 
     stored = rows.astype(np.float16)
     queries = np.concatenate([rows[:3], unit_rows(data.draw(st.integers(0, 2**32 - 1)), 3, dim)])
     index = ExactIndex(dim)
+    index._int8 = data.draw(st.sampled_from([int8_products(), False]))
     cut = data.draw(st.integers(0, n))
     index.add(np.arange(cut), stored[:cut])
     index.add(np.arange(cut, n), stored[cut:])
@@ -94,16 +97,49 @@ def test_exact_search_is_the_reference_in_values_and_order(data: st.DataObject) 
 
 
 @given(data=st.data())
-@settings(max_examples=30)
-def test_the_coarse_scores_stay_within_their_error(data: st.DataObject) -> None:
-    dim = data.draw(st.sampled_from([2, 8, 64, 384]))
-    rows = unit_rows(data.draw(st.integers(0, 2**32 - 1)), 200, dim, spread=data.draw(st.sampled_from([1e-4, 0.1, 1.0])))
-    index = ExactIndex(dim)
-    index.add(np.arange(200), rows.astype(np.float16))
-    for half in {index._bf16, False}:
-        index._bf16 = half
-        coarse = np.concatenate([block.numpy() for _, block in index._coarse(rows[:20], None)], axis=1)
-        assert np.abs(coarse - reference(rows[:20], rows.astype(np.float16))).max() <= index.error
+@settings(max_examples=60)
+def test_codes_are_within_the_error_they_state(data: st.DataObject) -> None:
+    """Inner products of queries and coded rows, loose ones apart, against float64, whatever the rows are like."""
+    dim, n = data.draw(st.sampled_from([2, 8, 64, 384])), data.draw(st.integers(1, 300))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    rows = rng.standard_normal((n, dim)) * data.draw(st.sampled_from([1e-3, 0.1, 1.0])) + data.draw(st.sampled_from([0.0, 1.0]))
+    rows[:, 0] *= data.draw(st.sampled_from([1.0, 30.0]))
+    spikes = rng.random(n) < data.draw(st.sampled_from([0.0, 0.01, 0.5]))
+    rows[spikes] = np.eye(dim)[rng.integers(0, dim, int(spikes.sum()))]
+    stored = renormalise(rows + 1e-9).astype(np.float16)
+    codes = Codes.of(stored)
+    assert len(codes.loose) <= 1e-4 * n
+    queries = renormalise(np.concatenate([stored[:5], rng.standard_normal((5, dim))]))
+    coded = codes.query(queries)
+    products = coded.codes.long() @ codes.codes.long().T
+    coarse = products.numpy() * coded.scale[:, None] + coded.offset[:, None]
+    off = np.abs(coarse - reference(queries, stored)) - coded.error[:, None]
+    off[:, codes.loose] = -1
+    assert off.max() <= 0
+
+
+def test_rows_unlike_the_sample_are_loose_and_still_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codes_module, "SAMPLE", 100)
+    monkeypatch.setattr(codes_module, "_LOOSE_SHARE", 0.01)
+    rows = renormalise(np.random.default_rng(8).uniform(-1, 1, (2000, 64)))
+    spikes = codes_module.turned(np.eye(64, dtype=np.float32)).T[[3, 4, 5]]  # once turned, one component each
+    rows[[1, 777, 1999]] = spikes
+    stored = rows.astype(np.float16)
+    codes = Codes.of(stored)
+    assert {1, 777, 1999} <= set(codes.loose.tolist())
+    for int8 in {int8_products(), False}:
+        index = ExactIndex(64)
+        index._int8 = int8
+        index.add(np.arange(2000), stored)
+        queries = renormalise(spikes)
+        for allowed in (None, np.arange(2000) != 777, np.arange(2000) % 50 == 1):
+            truth = reference(queries, stored)
+            if allowed is not None:
+                truth[:, ~allowed] = -np.inf
+            np.testing.assert_array_equal(index.search(queries, 5, allowed)[1], ranked(truth, 5))
+            assert [set(hits.tolist()) for _, hits in index.range_search(queries, 0.99, allowed)] == [
+                set(np.flatnonzero(row >= 0.99).tolist()) for row in truth
+            ]
 
 
 def test_ten_thousand_equal_rows_are_ordered_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,10 +155,13 @@ def test_ten_thousand_equal_rows_are_ordered_by_key(monkeypatch: pytest.MonkeyPa
         assert len(set(scores[0].tolist())) == 1
 
 
+@pytest.mark.parametrize("most", [2_000_000, 100])
 @pytest.mark.parametrize("threshold", [0.2, 0.9, 0.97])
-def test_pairs_are_all_pairs_at_or_above_the_threshold_once(threshold: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_are_all_pairs_at_or_above_the_threshold_once(threshold: float, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exact_module, "QUERIES", 37)
-    monkeypatch.setattr(exact_module, "BLOCK", 50)
+    monkeypatch.setattr(exact_module, "_FEWEST_ROWS", 50)
+    monkeypatch.setattr(exact_module, "_PRODUCTS", 50)
+    monkeypatch.setattr(exact_module, "_MOST_CANDIDATES", most)
     rows = unit_rows(5, 400, 16, clusters=40, spread=0.1).astype(np.float16)
     index = ExactIndex(16)
     index.add(np.arange(150), rows[:150])

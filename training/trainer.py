@@ -15,7 +15,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback
 
 from embell.engine.tokens import TokenRow
-from embell.engine.workers import each_on_a_core
+from embell.indexers.workers import each_on_a_core
 from embell.training.batches import Batches, Examples
 from embell.training.progress import Progress
 
