@@ -36,8 +36,8 @@ _MERGED = 8
 """Candidates of a query after which the k-th best so far is looked for anew, on the average."""
 _GATHERED_SHARE, _GATHERED_QUERIES = 0.1, 32
 """Rows that a filter lets through are copied together where they are at most this share, or there are this many queries at least."""
-_SCORED = 8192
-"""Pairs that are scored exactly at a time."""
+_SCORED = 256
+"""Pairs that are scored at a time: what the system hands out anew for each larger array costs more than the arithmetic."""
 _LOWEST = -1e9
 """Below every score: stands where rows take no part. As a product, below all of those."""
 
@@ -256,7 +256,7 @@ class ExactIndex:
             kth = np.full(len(queries), -np.inf)
             last = order[_places(asked) == k - 1]
             kth[asked[last]] = rough[last]
-            kept = rough >= kth[asked] - 2 * _float_error(self.dim)
+            kept = rough >= kth[asked] - 2 * _rough_error(self.dim)
             asked, positions = asked[kept], positions[kept]
         scores = self._scores(queries, asked, positions)
         order = np.lexsort((positions, -scores, asked))
@@ -310,9 +310,13 @@ class ExactIndex:
         return -(-queries // shares) if queries >= cores * _FEWEST_QUERIES else QUERIES
 
     def _blocks(self, queries: Array, allowed: Array | None, until: int | None) -> Iterator[_Block]:
-        """Coarse products of the queries with all rows, some rows at a time; only with those allowed, and before `until`."""
+        """Coarse products of the queries with all rows, some rows at a time; only with those allowed, and before `until`.
+
+        The products of a block are overwritten by those of the next.
+        """
         size = int(np.clip(_PRODUCTS // len(queries), _FEWEST_ROWS, _MOST_ROWS))
         left = torch.from_numpy(queries)
+        room = torch.empty(len(queries) * size, dtype=torch.int32 if self._int8 else torch.float32)
         start = 0
         for segment in self._segments:
             end = len(segment.rows) if until is None else min(len(segment.rows), until - start)
@@ -335,10 +339,13 @@ class ExactIndex:
             for begin in range(0, end, size):
                 some: Any = slice(begin, min(begin + size, end)) if chosen is None else chosen[begin : begin + size]
                 if coded is not None and codes is not None:
-                    products = torch._int_mm(coded.codes, codes.codes[some].T)
+                    right = codes.codes[some].T
+                    products = room[: len(queries) * right.shape[1]].view(len(queries), -1)
+                    torch._int_mm(coded.codes, right, out=products)
                     numbers = products, coded.scale, coded.offset, coded.error
                 else:
-                    products = left @ torch.from_numpy(renormalise(segment.rows[some])).T
+                    right = torch.from_numpy(renormalise(segment.rows[some])).T
+                    products = torch.mm(left, right, out=room[: len(queries) * right.shape[1]].view(len(queries), -1))
                     none = np.zeros(len(queries))
                     numbers = products, none + 1, none, none + _float_error(self.dim)
                 if len(excluded) and chosen is None:
@@ -427,14 +434,20 @@ class ExactIndex:
         return scores
 
     def _rough(self, queries: Array, asked: Array, positions: Array) -> Array:
-        """Scores of pairs in float32, off by `_float_error` at most."""
+        """Scores of pairs, by query, from the rows as they are stored, off by `_rough_error` at most."""
         scores = np.empty(len(positions), np.float32)
         for begin in range(0, len(positions), _SCORED):
-            some = slice(begin, begin + _SCORED)
-            rows = torch.from_numpy(self.stored(positions[some])).float()
-            near = (rows * torch.from_numpy(queries[asked[some]])).sum(dim=1)
-            scores[some] = (near / torch.linalg.vector_norm(rows, dim=1)).numpy()
+            rows = torch.from_numpy(self.stored(positions[begin : begin + _SCORED])).float().numpy()
+            some = asked[begin : begin + _SCORED]
+            starts = np.flatnonzero(np.diff(some, prepend=-1))
+            for start, end in zip(starts, np.append(starts[1:], len(some)), strict=True):
+                np.dot(rows[start:end], queries[some[start]], out=scores[begin + start : begin + end])
         return scores
+
+
+def _rough_error(dim: int) -> float:
+    """As `_float_error`, and what float16 changes of a row's length: 2^-11 of it, and a little for components too small for it."""
+    return float(_float_error(dim) + 2**-11 + dim**0.5 * 2**-24)
 
 
 def _float_error(dim: int) -> float:

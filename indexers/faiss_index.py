@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 
 from embell.errors import MissingExtraError, UsageError
+from embell.indexers.codes import turned
 from embell.indexers.vector_index import Array
 
 _TRAIN = 200_000
 _BLOCK = 65_536
+
+Settings = dict[str, int]
+"""FAISS's search parameters by their names there: nprobe, efSearch."""
 
 
 def _faiss() -> Any:
@@ -57,13 +61,13 @@ class FaissIndex:
         if not self._index.is_trained:
             step = max(1, len(rows) // _TRAIN)
             try:
-                self._index.train(np.ascontiguousarray(rows[::step], np.float32))
+                self._index.train(_turned(rows[::step]))
             except RuntimeError as error:
                 raise UsageError(
                     f"{len(rows)} rows are too few to train this FAISS index on; use exact, or a smaller index"
                 ) from error
         for begin in range(0, len(rows), _BLOCK):
-            self._index.add(np.ascontiguousarray(rows[begin : begin + _BLOCK], np.float32))
+            self._index.add(_turned(rows[begin : begin + _BLOCK]))
         self._keys.append(np.asarray(keys, np.int64))
 
     @property
@@ -73,13 +77,39 @@ class FaissIndex:
 
     def search(self, queries: Array, k: int) -> tuple[Array, Array]:
         """Candidates `(scores, keys)`, `(q, k)`, best first by FAISS's own score; key -1 where there are fewer."""
-        scores, positions = self._index.search(np.ascontiguousarray(queries, np.float32), k, params=self._parameters(k))
+        scores, positions = self._found(queries, k, self._usual(k))
         keys = self.keys
         return scores, np.where(positions >= 0, keys[np.maximum(positions, 0)], -1) if len(keys) else positions
 
+    def positions(self, queries: Array, k: int, settings: Settings | None = None) -> Array:
+        """Candidates `(q, k)`, numbered as they were added; -1 where there are fewer."""
+        return self._found(queries, k, self._usual(k) if settings is None else settings)[1]
+
+    def _found(self, queries: Array, k: int, settings: Settings) -> tuple[Array, Array]:
+        found: tuple[Array, Array] = self._index.search(
+            _turned(queries), k, params=self._parameters(settings)
+        )
+        return found
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the index, as it is written."""
+        return len(_faiss().serialize_index(self._index))
+
+    def choices(self) -> list[Settings]:
+        """Settings worth trying, the fastest first."""
+        faiss = _faiss()
+        index = faiss.downcast_index(self._index)
+        if isinstance(index, faiss.IndexHNSW):
+            return [{"efSearch": 2**power} for power in range(4, 11)]
+        if isinstance(index, faiss.IndexIVF):
+            most = min(index.nlist, 1024)
+            return [{"nprobe": count} for count in (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024) if count <= most]
+        return [{}]
+
     def range_search(self, queries: Array, threshold: float) -> list[tuple[Array, Array]]:
         """For each query, `(scores, keys)` that FAISS finds at or above `threshold`."""
-        queries = np.ascontiguousarray(queries, np.float32)
+        queries = _turned(queries)
         # FAISS keeps what is strictly above.
         limits, scores, positions = self._index.range_search(queries, float(np.nextafter(np.float32(threshold), np.float32(-2))))
         keys = self.keys
@@ -103,12 +133,27 @@ class FaissIndex:
         index._index = _faiss().read_index(str(directory / cls.FILE))
         return index
 
-    def _parameters(self, k: int) -> Any:
-        """Wide enough to be useful: FAISS's own defaults look at one list, or at 16 neighbours."""
+    def _usual(self, k: int) -> Settings:
+        """Wide enough to be useful where nothing was tuned: FAISS's own defaults look at one list, or at 16 neighbours."""
         faiss = _faiss()
         index = faiss.downcast_index(self._index)
         if isinstance(index, faiss.IndexHNSW):
-            return faiss.SearchParametersHNSW(efSearch=max(128, 4 * k))
-        if isinstance(index, faiss.IndexIVF):
-            return faiss.SearchParametersIVF(nprobe=max(8, index.nlist // 8))
-        return None
+            return {"efSearch": max(128, 4 * k)}
+        return {"nprobe": max(8, index.nlist // 8)} if isinstance(index, faiss.IndexIVF) else {}
+
+    def _parameters(self, settings: Settings) -> Any:
+        faiss = _faiss()
+        if "efSearch" in settings:
+            return faiss.SearchParametersHNSW(**settings)
+        return faiss.SearchParametersIVF(**settings) if settings else None
+
+
+def _turned(rows: Array) -> Array:
+    """Product codes and scalar codes lose least where all components are alike."""
+    return np.ascontiguousarray(turned(np.asarray(rows, np.float32)), np.float32)
+
+
+def factory_for(rows: int, dim: int) -> str:
+    """The description of an index for that many rows: inverted lists, four-bit product codes where the width allows them."""
+    lists = 2 ** int(np.log2(4 * np.sqrt(rows)))
+    return f"IVF{lists},PQ{dim // 4}x4fs" if dim % 4 == 0 else f"IVF{lists},SQ8"

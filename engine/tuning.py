@@ -1,0 +1,143 @@
+"""An approximate index tuned to a recall that is measured: which settings are fastest, and what recall they really have.
+
+Queries are split in two. On one half the settings are chosen, the other half certifies them: a promise holds if the lower
+95 % bound of the mean recall@10, from a bootstrap over queries (Efron, 1979), reaches it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from embell.errors import UsageError
+from embell.indexers.exact import ExactIndex
+from embell.indexers.faiss_index import FaissIndex, Settings
+
+Array = np.ndarray[Any, Any]
+
+K = 10
+QUERIES = 1000
+"""Rows that stand in for queries where none are given, themselves left out of their answers."""
+_DEPTHS = (2, 4, 8, 16)
+"""Candidates that are scored exactly, for each hit that is asked for."""
+_SAMPLES = 2000
+_TIMED = 3
+
+
+@dataclass(frozen=True)
+class Point:
+    """Settings with their recall@10 over the queries that they were chosen on, and queries a second in batches."""
+
+    settings: Settings
+    depth: int
+    recall: float
+    qps: float
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was chosen, and what it was certified to be.
+
+    `recall` is the mean recall@10 over queries that took no part in the choice, `low` and `high` the bounds that hold the
+    true mean with a probability of 90 %; the mean is larger than `low` with 95 %. `of` says what the queries were.
+    """
+
+    index: str
+    settings: Settings
+    depth: int
+    target: float
+    recall: float
+    low: float
+    high: float
+    of: str
+    qps: float
+    bytes_per_vector: float
+
+
+def nearest(
+    rows: ExactIndex, candidates: FaissIndex, queries: Array, k: int, settings: Settings, depth: int
+) -> tuple[Array, Array, Array]:
+    """The best `k` of the `depth` * `k` candidates of an index over the first of these rows, scored exactly.
+
+    Returns `(queries, scores, positions)`, by query and best first.
+    """
+    found = candidates.positions(queries, depth * k, settings)
+    asked, place = np.nonzero(found >= 0)
+    return rows.best_of(np.ascontiguousarray(queries, np.float32), k, asked, found[asked, place])
+
+
+def check_target(recall: float) -> float:
+    """Raises UsageError for a recall that cannot be promised."""
+    if not 0 < recall < 1:
+        raise UsageError(f"recall must lie between 0 and 1, not {recall}; for all of it use the index exact")
+    return recall
+
+
+def tune(
+    rows: ExactIndex, candidates: FaissIndex, name: str, target: float, queries: Array | None
+) -> tuple[Tuned | None, list[Point]]:
+    """The fastest settings whose recall@10 is certified to be `target`, and the curve that they were chosen from.
+
+    `candidates`, called `name`, holds the rows of `rows`. None if no settings reach the target. `queries` are unit vectors
+    `(q, dim)`; without them rows stand in.
+    """
+    own = np.empty(0, np.int64)
+    if queries is None:
+        own = np.random.default_rng(len(rows)).permutation(len(rows))[:QUERIES]
+        queries = rows.vectors(own)
+    _, truth = rows.search(queries, K + bool(len(own)))
+    places = np.searchsorted(rows.keys, truth)
+    best = [set(row[row != self][:K].tolist()) for row, self in zip(places, own if len(own) else [-1] * len(places), strict=True)]
+
+    def recalls(chosen: Array, settings: Settings, depth: int) -> tuple[Array, float]:
+        """Recall of each chosen query, and queries a second."""
+        ask = queries[chosen]
+        seconds = []
+        for _ in range(_TIMED):
+            began = time.perf_counter()
+            asked, _, positions = nearest(rows, candidates, ask, K + bool(len(own)), settings, depth)
+            seconds.append(time.perf_counter() - began)
+        ends = np.searchsorted(asked, np.arange(1, len(chosen)))
+        hits = [
+            len(best[query] & set(found[found != own[query]][:K].tolist() if len(own) else found.tolist())) / max(1, len(best[query]))
+            for query, found in zip(chosen.tolist(), np.split(positions, ends), strict=True)
+        ]
+        return np.array(hits), len(chosen) / float(np.median(seconds))
+
+    halves = np.arange(0, len(queries), 2), np.arange(1, len(queries), 2)
+    points = []
+    for settings in candidates.choices():
+        for depth in reversed(_DEPTHS):
+            each, qps = recalls(halves[0], settings, depth)
+            points.append((Point(settings, depth, float(each.mean()), qps), low := bounds(each)[0]))
+            if low < target:  # with fewer candidates it would be lower still
+                break
+    certified = None
+    for point, low in sorted(points, key=lambda pair: -pair[0].qps):
+        if low < target:
+            continue
+        each, qps = recalls(halves[1], point.settings, point.depth)
+        low, high = bounds(each)
+        if low >= target:
+            certified = Tuned(
+                name, point.settings, point.depth, target, float(each.mean()), low, high,
+                "rows of the collection" if len(own) else "queries", qps, candidates.bytes / max(1, len(rows)),
+            )  # fmt: skip
+            break
+    return certified, [point for point, _ in points]
+
+
+def bounds(values: Array) -> tuple[float, float]:
+    """The 5th and the 95th percentile of the mean of resampled values."""
+    means = np.concatenate(list(_resampled(values)))
+    return float(np.quantile(means, 0.05)), float(np.quantile(means, 0.95))
+
+
+def _resampled(values: Array) -> Iterator[Array]:
+    rng = np.random.default_rng(0)
+    for _ in range(0, _SAMPLES, 100):
+        yield values[rng.integers(0, len(values), (100, len(values)))].mean(axis=1)
