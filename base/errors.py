@@ -42,3 +42,7 @@ class CollectionError(EmbellError):
 
 class MissingExtraError(EmbellError):
     """An optional dependency is needed. The message carries the exact install line."""
+
+
+class EmbellWarning(UserWarning):
+    """Something that the caller should know and that does not stop the work."""

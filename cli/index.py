@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 @click.option(
     "--vectors", metavar="FILE.npy", help="The documents' own vectors: a row for each row of the source, or for each with text."
 )
-@click.option("--index", "kind", metavar="KIND", help="exact, or faiss:FACTORY such as faiss:HNSW32.  [default: exact]")
+@click.option(
+    "--index",
+    "kind",
+    metavar="KIND",
+    help="exact, auto, or faiss:FACTORY such as faiss:HNSW32; see embell tune.  [default: exact]",
+)
 @click.option("--prune", is_flag=True, help="Delete documents that are no longer in the source.")
 @click.option("--rejects", metavar="FILE", help="Write rows that cannot be used to this file (with --keep-going).")
 @click.option(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import warnings
 from importlib import import_module
+from typing import Any
 
 import click
 
 from embell import __version__
-from embell.errors import EmbellError
+from embell.errors import EmbellError, EmbellWarning
 
 _COMMANDS = {
     "index": ("index", "Index a corpus: encode what is new and write it to a collection."),
@@ -18,6 +20,8 @@ _COMMANDS = {
     "similar": ("search", "Find the documents nearest to one of the collection."),
     "dedup": ("dedup", "Find near-duplicates in a corpus or a collection."),
     "info": ("collection", "Show what a collection holds and what it was made with."),
+    "optimize": ("tune", "Build the index of a collection anew."),
+    "tune": ("tune", "Make search as fast as a recall allows, and measure the recall."),
     "delete": ("collection", "Delete documents from a collection."),
     "encode": ("encode", "Encode a corpus to a file of vectors."),
     "evaluate": ("evaluate", "Measure the encoder: STS, retrieval."),
@@ -66,6 +70,15 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line. Errors are one line on stderr; the status is 1 for failed, 2 for misused."""
+    shown = warnings.showwarning
+
+    def one_line(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, EmbellWarning):
+            _fail("embell", f"warning: {message}")
+        else:
+            shown(message, category, *where)
+
+    warnings.showwarning = one_line  # type: ignore[assignment]
     try:
         status = cli.main(prog_name="embell", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -309,6 +309,29 @@ class Collection:
                 self._manifest = replace(self._manifest, index=check_kind(index, self._manifest.dim))
             self._build_index()
 
+    def tune(self, recall: float, queries: Sequence[str] | Array | None = None) -> None:
+        """Build the index anew so that it finds that share of the nearest ten, and record what it really finds.
+
+        A collection that is searched exactly gets the index "auto": approximate where that is faster. `queries` are texts or
+        vectors like those that will be asked; without them, rows of the collection stand in. What was found stands in
+        `manifest.tuned`, and the curve of recall and speed in `index/<generation>/curve.json`.
+
+        Raises UsageError for a recall that is not between 0 and 1, or for fewer than 20 queries.
+        """
+        from embell.engine.tuning import FEWEST, check_target
+
+        target = check_target(recall)
+        if queries is not None and len(queries) < FEWEST:
+            raise UsageError(f"{len(queries)} queries are too few to measure recall on; give {FEWEST} or more")
+        vectors = None
+        if queries is not None:
+            vectors = self._checked(queries) if isinstance(queries, np.ndarray) else self.encoder.encode(list(queries), "query")
+        with writer_lock(self.path):
+            self._reload()
+            kind = "auto" if self._manifest.index == "exact" else self._manifest.index
+            self._manifest = replace(self._manifest, index=check_kind(kind, self._manifest.dim), target=target)
+            self._build_index(vectors)
+
     def commit_manifest(self, next_key: int) -> None:
         """Record what has been committed to the table; called by the writer that holds the lock."""
         self._manifest = replace(self._manifest, next_key=next_key)
@@ -342,13 +365,11 @@ class Collection:
         if snapshot.outside > _REBUILD_SHARE * len(self) or (self._manifest.generation == 0 and len(self)):
             self._build_index()
 
-    def _build_index(self) -> None:
-        generation, exact = build_generation(self.path, self._manifest, self._store)
-        recall = 1.0 if exact else None
-        self._manifest = replace(self._manifest, generation=generation, recall=recall)
+    def _build_index(self, queries: Array | None = None) -> None:
+        self._manifest = build_generation(self.path, self._manifest, self._store, queries)
         self._write_manifest()
         self._snapshot = None
-        Snapshot.drop_generations(self.path, keep=generation)
+        Snapshot.drop_generations(self.path, keep=self._manifest.generation)
 
     def _checked(self, vectors: Array) -> Array:
         rows = np.atleast_2d(np.asarray(vectors, np.float64))

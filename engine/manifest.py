@@ -24,7 +24,9 @@ class Manifest:
     that they were given. `chunk` is the chunk size in tokens, None if documents are stored whole.
     `generation` is the number of the current index, 0 if there is none; `next_key` the first key that
     was never used. `recall` is the measured recall@10 of the index, 1.0 where search is exact
-    (also while a FAISS index has too few rows to be trained on), None if it was not measured.
+    (also while a FAISS index has too few rows to be trained on), None if it was not measured. `approximate` says whether the
+    current generation holds an index other than the exact one, `target` is the recall@10 that was asked for, and `tuned`
+    what was chosen and certified for it (`engine/tuning.py`).
     """
 
     encoder: EncoderSpec | None
@@ -37,6 +39,9 @@ class Manifest:
     next_key: int = 0
     table_version: int = 0
     recall: float | None = None
+    approximate: bool = False
+    target: float | None = None
+    tuned: dict[str, Any] | None = None
 
     def write(self, directory: Path) -> None:
         """Put the manifest in place by one rename, after its bytes have reached the disk."""
@@ -69,6 +74,9 @@ class Manifest:
             raise CollectionError(f"{path}: written by a newer embell; this one reads format {FORMAT}")
         names = [f.name for f in fields(cls)]
         check_keys(values, names, str(path))
+        if "approximate" not in values and isinstance(values.get("index"), str):  # written before there was tuning
+            values["approximate"] = values["index"].startswith("faiss:") and values.get("recall") is None
+            values.update(target=None, tuned=None)
         if missing := [name for name in names if name not in values]:
             raise CollectionError(f"{path}: damaged, {missing[0]} is missing")
         encoder = values.pop("encoder")

@@ -7,20 +7,27 @@ read from the table and searched exactly, and keys that the table no longer has 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+import warnings
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
 
 from embell.engine.manifest import Manifest
-from embell.errors import UsageError
+from embell.errors import EmbellWarning, MissingExtraError, UsageError
 from embell.indexers.exact import ExactIndex
 from embell.indexers.store import Store
+
+if TYPE_CHECKING:
+    from embell.indexers.faiss_index import FaissIndex
 
 Array = np.ndarray[Any, Any]
 
 INDEX = "index"
+AUTO_ROWS = 50_000
+"""Rows from which on an index "auto" looks for something faster than exact search."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Snapshot:
 
     `rows` holds the generation's rows and then the newer ones; `covered` says how many are the generation's.
     `alive` is None if every position is, else a bool array. `candidates` is the approximate index over the
-    generation's rows, None for exact search.
+    generation's rows, None for exact search; it is asked with `settings` for `depth` times as many rows as are wanted.
     """
 
     version: int
@@ -37,7 +44,9 @@ class Snapshot:
     keys: Array
     covered: int
     alive: Array | None
-    candidates: Any | None
+    candidates: FaissIndex | None
+    settings: dict[str, int] | None
+    depth: int
 
     @classmethod
     def take(cls, directory: Path, manifest: Manifest, store: Store) -> Snapshot:
@@ -48,15 +57,27 @@ class Snapshot:
         generation = directory / INDEX / str(manifest.generation)
         covered = 0
         if manifest.generation:
+            unread: tuple[type[Exception], ...] = (OSError, ValueError, EOFError, RuntimeError)
+            lost = ""
             try:
                 rows = ExactIndex.load(generation)
-                if manifest.index.startswith("faiss:") and manifest.recall is None:
+                covered = len(rows)
+            except unread:  # the table has everything
+                lost = "is missing or damaged: searching the table itself, exactly but slower"
+            if covered and manifest.approximate:
+                try:
                     from embell.indexers.faiss_index import FaissIndex
 
                     candidates = FaissIndex.load(generation)
-                covered = len(rows)
-            except (OSError, ValueError, EOFError, RuntimeError):  # deleted, damaged, or just replaced: the table has everything
-                rows, candidates = ExactIndex(manifest.dim), None
+                    if len(candidates.keys) != covered:
+                        raise ValueError("another number of rows")
+                except unread:
+                    candidates, lost = None, "is damaged: searching exactly, which may be slower"
+            # A writer may just have replaced the generation that was to be read: nothing is wrong then.
+            if lost and Manifest.read(directory).generation == manifest.generation:
+                warnings.warn(
+                    f"{generation}: the index {lost}; put it right with: embell optimize {directory}", EmbellWarning, stacklevel=2
+                )
         newest = int(rows.keys[-1]) if covered else -1
         newer = list(store.vectors(above=newest))
         if newer:
@@ -67,7 +88,8 @@ class Snapshot:
         alive = None
         if len(keys) != store.count:
             alive = np.isin(keys, store.keys(), assume_unique=True)
-        return cls(version, rows, keys, covered, alive, candidates)
+        settings, depth = (tuned["settings"], tuned["depth"]) if (tuned := manifest.tuned) else (None, 4)
+        return cls(version, rows, keys, covered, alive, candidates, settings, depth)
 
     @property
     def outside(self) -> int:
@@ -89,27 +111,30 @@ class Snapshot:
         """
         if self.candidates is None or (allowed is not None and allowed is not self.alive):
             return self.rows.search(queries, k, allowed)
-        _, found = self.candidates.search(queries, min(2 * k + 16, max(1, self.covered)))
-        fresh = np.full((len(queries), 0), -1, np.int64)
+        scores = np.full((len(queries), k), -np.inf)
+        keys = np.full((len(queries), k), -1, np.int64)
+        gone = 0 if self.alive is None else int((~self.alive).sum())
+        wanted = min(self.depth * k + min(gone, self.depth * k), self.covered)
+        found = self.candidates.positions(queries, wanted, self.settings)
+        asked, place = np.nonzero(found >= 0)
+        positions = found[asked, place]
+        if self.alive is not None:
+            living = self.alive[positions]
+            asked, positions = asked[living], positions[living]
         if self.covered < len(self.keys):
             newer = np.arange(len(self.keys)) >= self.covered
             _, fresh = self.rows.search(queries, k, newer if self.alive is None else newer & self.alive)
-        living = len(self.keys) if self.alive is None else int(self.alive.sum())
-        scores = np.full((len(queries), k), -np.inf)
-        keys = np.full((len(queries), k), -1, np.int64)
-        short = []
-        for query in range(len(queries)):
-            near = np.concatenate([found[query], fresh[query]])
-            positions = np.searchsorted(self.keys, np.unique(near[near >= 0]))
-            if self.alive is not None:
-                positions = positions[self.alive[positions]]
-            if len(positions) < min(k, living):
-                short.append(query)
-                continue
-            exact = self.rows.score(queries[query], positions)
-            order = np.lexsort((positions, -exact))[:k]
-            scores[query, : len(order)], keys[query, : len(order)] = exact[order], self.keys[positions[order]]
-        if short:
+            more, place = np.nonzero(fresh >= 0)
+            asked = np.concatenate([asked, more])
+            positions = np.concatenate([positions, np.searchsorted(self.keys, fresh[more, place])])
+            order = np.argsort(asked, kind="stable")
+            asked, positions = asked[order], positions[order]
+        best, exact, places = self.rows.best_of(queries, k, asked, positions)
+        rank = np.arange(len(best)) - np.searchsorted(best, best)
+        scores[best, rank], keys[best, rank] = exact, self.keys[places]
+        there = min(k, len(self.keys) if self.alive is None else int(self.alive.sum()))
+        short = np.flatnonzero((keys >= 0).sum(axis=1) < there)
+        if len(short):
             scores[short], keys[short] = self.rows.search(queries[short], k, self.alive)
         return scores, keys
 
@@ -121,10 +146,12 @@ class Snapshot:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def build_generation(directory: Path, manifest: Manifest, store: Store) -> tuple[int, bool]:
-    """Build a new index generation from the table: `(number, exact)`. It counts once the manifest names it.
+def build_generation(directory: Path, manifest: Manifest, store: Store, queries: Array | None = None) -> Manifest:
+    """Build a new index generation from the table; returns the manifest that names it, which is not written yet.
 
-    A FAISS index that has too few rows to be trained on is left out; search is exact until there are more.
+    A FAISS index that has too few rows to be trained on is left out; search is exact until there are more. With a target, the
+    index is tuned to it, on `queries` or on rows of its own. An index "auto" stays exact while that is quick enough, where
+    no settings reach the target, and where exact search is as fast.
     """
     number = manifest.generation + 1
     part = directory / INDEX / f"{number}.part"
@@ -132,7 +159,6 @@ def build_generation(directory: Path, manifest: Manifest, store: Store) -> tuple
     for path in (part, final):  # left behind by a run that was killed
         shutil.rmtree(path, ignore_errors=True)
     part.mkdir(parents=True)
-    exact = True
     keys = store.keys()
     matrix = np.empty((0, manifest.dim), np.float16)
     if len(keys):
@@ -142,16 +168,48 @@ def build_generation(directory: Path, manifest: Manifest, store: Store) -> tuple
         matrix.flush()
     else:
         np.save(part / "vectors.npy", matrix)
-    np.save(part / "keys.npy", keys)
-    if manifest.index.startswith("faiss:"):
+    ExactIndex.write_beside(part, keys, matrix)
+    tuned, approximate = None, False
+    kind = manifest.index
+    if kind == "auto" and manifest.target is not None and len(keys) >= AUTO_ROWS:
+        from embell.indexers.faiss_index import check_factory, factory_for
+
+        factory = factory_for(len(keys), manifest.dim)
+        try:
+            check_factory(factory, manifest.dim)
+            kind = f"faiss:{factory}"
+        except MissingExtraError as error:
+            warnings.warn(f"searched exactly: {error}", EmbellWarning, stacklevel=2)
+    if kind.startswith("faiss:"):
         from embell.indexers.faiss_index import FaissIndex
 
+        index = FaissIndex(manifest.dim, kind.removeprefix("faiss:"))
         try:
-            index = FaissIndex(manifest.dim, manifest.index.removeprefix("faiss:"))
             index.add(keys, matrix)
-            index.save(part)
-            exact = False
+            approximate = len(keys) > 0
         except UsageError:
             pass
+        if approximate and manifest.target is not None:
+            from embell.engine.tuning import exact_qps, tune
+
+            exact = ExactIndex.load(part)
+            tuned, curve = tune(exact, index, kind, manifest.target, queries)
+            best = exact_qps(exact, queries)
+            (part / "curve.json").write_bytes(orjson.dumps({"exact": best, "points": [asdict(point) for point in curve]}))
+            if manifest.index == "auto":
+                approximate = tuned is not None and tuned.qps > best
+            elif tuned is None:
+                warnings.warn(
+                    f"{kind}: no search settings are certain to find {manifest.target:.0%} of the nearest ten; "
+                    "it is searched with its usual ones",
+                    EmbellWarning,
+                    stacklevel=2,
+                )
+        if approximate:
+            index.save(part)
     part.rename(final)
-    return number, exact
+    recall = (tuned.recall if tuned is not None else None) if approximate else 1.0
+    return replace(
+        manifest, generation=number, approximate=approximate, recall=recall,
+        tuned=asdict(tuned) if tuned is not None and approximate else None,
+    )  # fmt: skip

@@ -22,6 +22,8 @@ Array = np.ndarray[Any, Any]
 K = 10
 QUERIES = 1000
 """Rows that stand in for queries where none are given, themselves left out of their answers."""
+FEWEST = 20
+"""Queries without which a measured recall means nothing."""
 _DEPTHS = (2, 4, 8, 16)
 """Candidates that are scored exactly, for each hit that is asked for."""
 _SAMPLES = 2000
@@ -103,7 +105,8 @@ def tune(
             seconds.append(time.perf_counter() - began)
         ends = np.searchsorted(asked, np.arange(1, len(chosen)))
         hits = [
-            len(best[query] & set(found[found != own[query]][:K].tolist() if len(own) else found.tolist())) / max(1, len(best[query]))
+            len(best[query] & set(found[found != own[query]][:K].tolist() if len(own) else found.tolist()))
+            / max(1, len(best[query]))
             for query, found in zip(chosen.tolist(), np.split(positions, ends), strict=True)
         ]
         return np.array(hits), len(chosen) / float(np.median(seconds))
@@ -129,6 +132,17 @@ def tune(
             )  # fmt: skip
             break
     return certified, [point for point, _ in points]
+
+
+def exact_qps(rows: ExactIndex, queries: Array | None) -> float:
+    """Queries a second that exact search answers, in batches."""
+    ask = rows.vectors(np.arange(min(len(rows), QUERIES // 2))) if queries is None else queries[: QUERIES // 2]
+    seconds = []
+    for _ in range(_TIMED):
+        began = time.perf_counter()
+        rows.search(ask, K)
+        seconds.append(time.perf_counter() - began)
+    return len(ask) / float(np.median(seconds))
 
 
 def bounds(values: Array) -> tuple[float, float]:

@@ -86,9 +86,7 @@ class FaissIndex:
         return self._found(queries, k, self._usual(k) if settings is None else settings)[1]
 
     def _found(self, queries: Array, k: int, settings: Settings) -> tuple[Array, Array]:
-        found: tuple[Array, Array] = self._index.search(
-            _turned(queries), k, params=self._parameters(settings)
-        )
+        found: tuple[Array, Array] = self._index.search(_turned(queries), k, params=self._parameters(settings))
         return found
 
     @property
@@ -104,7 +102,9 @@ class FaissIndex:
             return [{"efSearch": 2**power} for power in range(4, 11)]
         if isinstance(index, faiss.IndexIVF):
             most = min(index.nlist, 1024)
-            return [{"nprobe": count} for count in (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024) if count <= most]
+            return [
+                {"nprobe": count} for count in (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024) if count <= most
+            ]
         return [{}]
 
     def range_search(self, queries: Array, threshold: float) -> list[tuple[Array, Array]]:

@@ -38,15 +38,17 @@ class VectorIndex(Protocol):
 
 
 def check_kind(kind: str, dim: int = 64) -> str:
-    """The kind of index, if there is one of that name for vectors of that width: "exact" or "faiss:FACTORY".
+    """The kind of index, if there is one of that name for vectors of that width: "exact", "auto" or "faiss:FACTORY".
 
     Raises UsageError for any other name, MissingExtraError if FAISS is needed and not installed.
     """
-    if kind == "exact":
+    if kind in ("exact", "auto"):
         return kind
     if kind.startswith("faiss:") and len(kind) > len("faiss:"):
         from embell.indexers.faiss_index import check_factory
 
         check_factory(kind.removeprefix("faiss:"), dim)
         return kind
-    raise UsageError(f"unknown index {kind!r}; known are exact and faiss:FACTORY (for example faiss:HNSW32 or faiss:IVF256,Flat)")
+    raise UsageError(
+        f"unknown index {kind!r}; known are exact, auto and faiss:FACTORY (for example faiss:HNSW32 or faiss:IVF256,Flat)"
+    )
