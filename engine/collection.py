@@ -366,6 +366,7 @@ class Collection:
             self._build_index()
 
     def _build_index(self, queries: Array | None = None) -> None:
+        self._store.index_columns()
         self._manifest = build_generation(self.path, self._manifest, self._store, queries)
         self._write_manifest()
         self._snapshot = None
@@ -385,7 +386,6 @@ class Collection:
         self, queries: Array, k: int, where: str | None, offset: int, min_score: float | None, chunks: bool, without: str | None
     ) -> list[list[Hit]]:
         snapshot = self._look()
-        allowed = snapshot.allowed(None if where is None else self._store.keys(where))
         chunked = self._manifest.chunk is not None
         grouped = chunked and not chunks
         wanted = k + offset
@@ -393,7 +393,7 @@ class Collection:
         if grouped:
             reach *= 4  # several chunks of one document come together
         while True:
-            scores, keys = snapshot.search(queries, min(reach, max(1, len(snapshot.keys))), allowed)
+            scores, keys = self._nearest(snapshot, queries, min(reach, max(1, len(snapshot.keys))), where)
             if min_score is not None:
                 keys[scores < min_score] = -1
             name = "document" if chunked else "id"
@@ -420,7 +420,36 @@ class Collection:
             answers.append([_hit(rows[key], score_of[key], chunked) for key in pick if key in rows])
         return answers
 
+    def _nearest(self, snapshot: Snapshot, queries: Array, k: int, where: str | None) -> tuple[Array, Array]:
+        """The best `k` rows of each query that match: `(scores, keys)`, key -1 where there are fewer.
 
+        Where most rows match, the condition is asked about the nearest rows only; where few do, they alone are searched.
+        """
+        if where is None or where in snapshot.matching:
+            return snapshot.search(queries, k, snapshot.alive if where is None else snapshot.matching[where])
+        matching = self._store.matching(where)
+        if matching == 0:
+            return np.full((len(queries), k), -np.inf), np.full((len(queries), k), -1, np.int64)
+        wanted = int(_SPARE * k * len(snapshot.keys) / matching) + _SPARE
+        if wanted * len(queries) <= _ASKED:
+            scores, keys = snapshot.rows.search(
+                queries, min(wanted, len(snapshot.keys)), snapshot.alive
+            )  # exact: k are to be left
+            right = self._store.matching_among(where, np.unique(keys[keys >= 0]).tolist())
+            fits = np.isin(keys, right) & (keys >= 0)
+            if (fits.sum(axis=1) >= min(k, matching)).all():
+                order = np.argsort(~fits, axis=1, kind="stable")[:, :k]
+                there = np.take_along_axis(fits, order, axis=1)
+                return (
+                    np.where(there, np.take_along_axis(scores, order, axis=1), -np.inf),
+                    np.where(there, np.take_along_axis(keys, order, axis=1), -1),
+                )
+        return snapshot.search(queries, k, snapshot.remember(where, self._store.keys(where)))
+
+
+_SPARE = 2
+_ASKED = 400
+"""Nearest rows that a condition is asked about, for all queries of a call together."""
 _OURS = ("writer.lock", f"{TABLE}.lance", "index", f"{FILE}.part")
 
 

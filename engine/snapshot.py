@@ -6,9 +6,10 @@ read from the table and searched exactly, and keys that the table no longer has 
 
 from __future__ import annotations
 
+import re
 import shutil
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 INDEX = "index"
+_CONDITIONS = 8
+_CHANGING = re.compile(r"\b(now|random|uuid|current_\w+)\b", re.IGNORECASE)
+"""In a condition that may mean something else the next time."""
 AUTO_ROWS = 50_000
 """Rows from which on an index "auto" looks for something faster than exact search."""
 
@@ -47,6 +51,8 @@ class Snapshot:
     candidates: FaissIndex | None
     settings: dict[str, int] | None
     depth: int
+    matching: dict[str, Array] = field(default_factory=dict)
+    """By condition, the positions that a search may return: of the last conditions that were asked for."""
 
     @classmethod
     def take(cls, directory: Path, manifest: Manifest, store: Store) -> Snapshot:
@@ -96,12 +102,16 @@ class Snapshot:
         """Rows that the index does not cover, and rows of the index that are gone."""
         return len(self.keys) - self.covered + (0 if self.alive is None else int((~self.alive).sum()))
 
-    def allowed(self, keys: Array | None) -> Array | None:
-        """Positions that a search may return: bool, or None for all; `keys` are those that a filter lets through."""
-        if keys is None:
-            return self.alive
-        matching = np.isin(self.keys, keys, assume_unique=True)
-        return matching if self.alive is None else matching & self.alive
+    def remember(self, where: str, keys: Array) -> Array:
+        """Positions of the rows with these keys, those that match a condition: bool, kept for the next search with it."""
+        found = np.isin(self.keys, keys, assume_unique=True)
+        if self.alive is not None:
+            found &= self.alive
+        if not _CHANGING.search(where):
+            while len(self.matching) >= _CONDITIONS:
+                self.matching.pop(next(iter(self.matching)), None)
+            self.matching[where] = found
+        return found
 
     def search(self, queries: Array, k: int, allowed: Array | None) -> tuple[Array, Array]:
         """The best `k` rows of each query with exact scores: `(scores, keys)`, key -1 where there are fewer.

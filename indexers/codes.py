@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -126,13 +127,19 @@ class Codes:
 
     @classmethod
     def load(cls, directory: Path) -> Codes | None:
-        """What `save` wrote, the codes memory-mapped; None if it is not there."""
+        """What `save` wrote, the codes memory-mapped; None if it is not there.
+
+        Raises OSError or ValueError if it is damaged.
+        """
         if not all((directory / name).is_file() for name in _FILES):
             return None
         codes = np.load(directory / _FILES[0], mmap_mode="c", allow_pickle=False)
-        with np.load(directory / _FILES[1], allow_pickle=False) as stored:
-            scale, residual, length = stored["numbers"].tolist()
-            return cls(torch.from_numpy(codes), stored["centre"], scale, residual, length, stored["loose"])
+        try:
+            with np.load(directory / _FILES[1], allow_pickle=False) as stored:
+                scale, residual, length = stored["numbers"].tolist()
+                return cls(torch.from_numpy(codes), stored["centre"], scale, residual, length, stored["loose"])
+        except (BadZipFile, KeyError) as error:
+            raise ValueError(f"{directory / _FILES[1]}: damaged") from error
 
 
 def turned(rows: Array) -> Array:

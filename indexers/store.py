@@ -180,8 +180,33 @@ class Store:
         try:
             parts = [batch.column("key").to_numpy() for batch in self._batches(["key"], " AND ".join(conditions))]
         except UsageError as error:
-            raise UsageError(f"--where {where!r}: {error}; columns are {', '.join(self._filter_columns())}") from error
+            raise self._refused(str(where), error) from error
         return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+
+    def matching(self, where: str) -> int:
+        """How many rows match.
+
+        Raises UsageError if the expression is not valid for these columns.
+        """
+        _check_filter(where)
+        try:
+            return int(self._table.count_rows(f"({where})"))
+        except (ValueError, RuntimeError, OSError) as error:
+            raise self._refused(where, error) from error
+
+    def matching_among(self, where: str, keys: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Those of a few keys whose rows match, ascending."""
+        some = ",".join(map(str, keys))
+        parts = [batch.column("key").to_numpy() for batch in self._batches(["key"], f"({where}) AND key IN ({some})")]
+        return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+
+    def index_columns(self) -> None:
+        """Build scalar indices on the key and on all plain metadata columns anew: conditions on them then read no rows."""
+        from lancedb.index import BTree
+
+        columns = ["key", *(name for name, kind in self.metadata_types.items() if _ordered(kind))]
+        for name in columns if self.count else ():
+            self._table.create_index(name, config=BTree(), replace=True)
 
     def vectors(self, above: int = -1) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
         """Blocks of `(keys, float16 rows)` of all rows with a key above the given one."""
@@ -255,15 +280,17 @@ class Store:
         except UsageError:
             raise
         except Exception as error:
-            raise UsageError(
-                f"--where {where!r}: {_filter_error(error)}; columns are {', '.join(self._filter_columns())}"
-            ) from error
+            raise self._refused(where, error) from error
         return before - self.count
 
     def delete_keys(self, keys: Sequence[int]) -> None:
         """Delete rows by key."""
         for begin in range(0, len(keys), _LOOKUP):
             self._table.delete(f"key IN ({','.join(str(int(key)) for key in keys[begin : begin + _LOOKUP])})")
+
+    def _refused(self, where: str, error: Exception) -> UsageError:
+        said = str(error) if isinstance(error, UsageError) else _filter_error(error)
+        return UsageError(f"--where {where!r}: {said}; columns are {', '.join(self._filter_columns())}")
 
     def _filter_columns(self) -> list[str]:
         return [f.name for f in self._table.schema if f.name not in ("vector", "text_hash", "metadata_hash", "key")]
@@ -299,6 +326,12 @@ class Store:
             if where:
                 raise UsageError(_filter_error(error)) from error
             raise CollectionError(f"the table cannot be read ({_first_line(error)})") from error
+
+
+def _ordered(kind: pa.DataType) -> bool:
+    """Whether a scalar index can be built on a column of this type."""
+    return any((pa.types.is_integer(kind), pa.types.is_floating(kind), pa.types.is_string(kind), pa.types.is_boolean(kind),
+                pa.types.is_date(kind), pa.types.is_timestamp(kind)))  # fmt: skip
 
 
 def _connect(directory: Path) -> Any:

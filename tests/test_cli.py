@@ -43,7 +43,8 @@ def test_help_imports_neither_torch_nor_lancedb() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["index", "search", "similar", "dedup", "info", "delete", "encode", "evaluate", "train", "demo"]
+    "command",
+    ["index", "search", "similar", "dedup", "info", "optimize", "tune", "delete", "encode", "evaluate", "train", "demo"],
 )
 def test_every_command_explains_itself(embell: Run, command: str) -> None:
     done = embell(command, "--help")

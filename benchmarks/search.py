@@ -1,0 +1,344 @@
+"""Search and joins beside FAISS, hnswlib and usearch, on the same stored vectors in the same run.
+
+    python benchmarks/search.py --data DATA --work FOLDER [--rows 200000] [--only exact join tuned filters]
+
+Encodes sentences of the shared corpora with the embedded model (once; kept in FOLDER), and makes clustered synthetic vectors. Runs alternate
+between us and the peer, `--repeat` times; medians are printed. hnswlib and usearch take part where they are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+Array = np.ndarray[Any, Any]
+DIM = 384
+
+
+def sentences(data: Path, count: int) -> list[str]:
+    """Different sentences and short texts of the sources that may be trained on."""
+    from embell.training import sources
+
+    found: list[str] = []
+    groups, _ = sources.collect(data, sources.select(None), count / 350_000, 1)
+    for group in groups:
+        found += [text for text in group if 20 <= len(text) <= 300]
+    if len(found) < count:
+        raise SystemExit(f"{len(found):,} texts only; ask for fewer --rows")
+    return found[:count]
+
+
+def vectors(data: Path, work: Path, rows: int) -> tuple[Array, Array]:
+    """Stored rows `(rows, 384)` in float16, and 2 000 queries `(2000, 384)` in float32 of length 1."""
+    from embell.engine import Encoder
+    from embell.indexers.codes import renormalise
+
+    path = work / f"sentences-{rows}.npy"
+    if not path.is_file():
+        np.save(path, Encoder.load().encode(sentences(data, rows + 2000)).astype(np.float16))
+    stored = np.load(path)
+    return stored[:rows], renormalise(stored[rows:])
+
+
+def synthetic(rows: int) -> tuple[Array, Array]:
+    """Rows around 4 000 centres, and queries around the same."""
+    from embell.indexers.codes import renormalise
+
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((4000, DIM), np.float32)
+
+    def some(count: int) -> Array:
+        return renormalise(centres[rng.integers(0, 4000, count)] + 0.7 * rng.standard_normal((count, DIM), np.float32))
+
+    stored = np.concatenate([some(min(50_000, rows - begin)).astype(np.float16) for begin in range(0, rows, 50_000)])
+    return stored, some(2000)
+
+
+def seconds(*works: Callable[[], Any], repeat: int) -> list[float]:
+    """The median time of each, run in turns."""
+    times: list[list[float]] = [[] for _ in works]
+    for _ in range(repeat):
+        for taken, work in zip(times, works, strict=True):
+            began = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - began)
+    return [float(np.median(taken)) for taken in times]
+
+
+def peak() -> str:
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB"
+
+
+def exact(name: str, rows: Array, queries: Array, repeat: int) -> None:
+    """Exact top ten, one query at a time and in batches, against IndexFlatIP."""
+    import faiss
+
+    from embell.indexers.codes import renormalise
+    from embell.indexers.exact import ExactIndex
+
+    began = time.perf_counter()
+    ours = ExactIndex(DIM)
+    ours.add(np.arange(len(rows)), rows)
+    ours.search(queries[:1], 10)
+    print(f"\n{name}: {len(rows):,} rows; codes made in {time.perf_counter() - began:.1f} s, peak memory {peak()}")
+    flat = faiss.IndexFlatIP(DIM)
+    flat.add(renormalise(rows))
+    print(
+        "| queries at a time | embell, ms | IndexFlatIP, ms | ratio | rows that differ from float64 |\n| --- | --- | --- | --- | --- |"
+    )
+    for size in (1, 256, 1000):
+        batches = [queries[begin : begin + size] for begin in range(0, 20 if size == 1 else size, size)]
+        one, other = seconds(
+            lambda b=batches: [ours.search(batch, 10) for batch in b], lambda b=batches: [flat.search(batch, 10) for batch in b],  # type: ignore[misc]
+            repeat=repeat,
+        )  # fmt: skip
+        wrong = differing(ours, rows, np.concatenate(batches)[:64])
+        print(
+            f"| {size} | {1e3 * one / len(batches):.1f} | {1e3 * other / len(batches):.1f} | {other / one:.1f} | {wrong} |",
+            flush=True,
+        )
+    print(f"peak memory with both indices {peak()}")
+
+
+def differing(index: Any, rows: Array, queries: Array) -> int:
+    """Answers of an exact index that are not those of float64 scores of all rows, ties by position."""
+    from embell.indexers.codes import renormalise
+
+    _, keys = index.search(queries, 10)
+    wide = queries.astype(np.float64)
+    scores = np.concatenate(
+        [wide @ renormalise(rows[begin : begin + 20_000]).astype(np.float64).T for begin in range(0, len(rows), 20_000)], axis=1
+    )
+    top = np.argpartition(-scores, 30, axis=1)[:, :30]
+    order = np.lexsort((top, -np.take_along_axis(scores, top, axis=1)))[:, :10]
+    return int((np.take_along_axis(top, order, axis=1) != keys).sum())
+
+
+def join(rows: Array, repeat: int) -> None:
+    """All pairs with cosine 0.9 or more, against IndexFlatIP.range_search of every row."""
+    import faiss
+
+    from embell.indexers.codes import renormalise
+    from embell.indexers.exact import ExactIndex
+
+    print("\n| rows | pairs at 0.9 | embell, s | range_search, s | ratio | same pairs |\n| --- | --- | --- | --- | --- | --- |")
+    for count in sorted({min(100_000, len(rows)), len(rows)}):
+        some = rows[:count]
+        ours = ExactIndex(DIM)
+        ours.add(np.arange(count), some)
+        unit = renormalise(some)
+        flat = faiss.IndexFlatIP(DIM)
+        flat.add(unit)
+        found: dict[str, set[tuple[int, int]]] = {}
+
+        def one(index: ExactIndex = ours, into: dict[str, set[tuple[int, int]]] = found) -> None:
+            into["ours"] = {
+                pair for later, earlier, _ in index.join(0.9) for pair in zip(earlier.tolist(), later.tolist(), strict=True)
+            }
+
+        def other(index: Any = flat, unit: Array = unit, into: dict[str, set[tuple[int, int]]] = found) -> None:
+            into["theirs"] = set()
+            for begin in range(0, len(unit), 10_000):
+                limits, _, labels = index.range_search(unit[begin : begin + 10_000], 0.9)
+                asked = np.repeat(np.arange(len(limits) - 1), np.diff(limits.astype(np.int64))) + begin
+                earlier = asked < labels
+                into["theirs"].update(zip(asked[earlier].tolist(), labels[earlier].tolist(), strict=True))
+
+        mine, theirs = seconds(one, other, repeat=max(1, repeat // 3))
+        apart = found["ours"] ^ found["theirs"]
+        border = sum(abs(float(unit[a].astype(np.float64) @ unit[b].astype(np.float64)) - 0.9) < 1e-6 for a, b in apart)
+        same = "yes" if not apart else f"{len(apart)} differ, {border} of them within 1e-6 of 0.9"
+        print(f"| {count:,} | {len(found['ours']):,} | {mine:.1f} | {theirs:.1f} | {theirs / mine:.1f} | {same} |", flush=True)
+
+
+def rivals(rows: Array) -> Iterator[tuple[str, float, float, list[tuple[str, Callable[[Array], Array]]]]]:
+    """Of each peer: its name, seconds to build, bytes a vector, and its settings as searches that return `(q, 10)` positions."""
+    import faiss
+
+    from embell.indexers.codes import renormalise
+
+    unit = renormalise(rows)
+    for factory in ("HNSW32", f"IVF{1024 if len(rows) > 100_000 else 256},PQ96x4fs,RFlat"):
+        began = time.perf_counter()
+        index = faiss.index_factory(DIM, factory, faiss.METRIC_INNER_PRODUCT)
+        index.train(unit[:: max(1, len(unit) // 100_000)])
+        index.add(unit)
+        took = time.perf_counter() - began
+        ways: list[tuple[str, Callable[[Array], Array]]] = []
+        if factory.startswith("HNSW"):
+            for breadth in (16, 32, 64, 96, 128, 192, 256, 384):
+                made = faiss.SearchParametersHNSW(efSearch=breadth)
+                ways.append((f"efSearch {breadth}", lambda q, i=index, p=made: i.search(q, 10, params=p)[1]))
+        else:
+            for probes in (16, 32, 64, 128, 256, 512):
+                for factor in (4, 8, 16):
+                    made = faiss.IndexRefineSearchParameters(
+                        k_factor=factor, base_index_params=faiss.SearchParametersIVF(nprobe=probes)
+                    )
+                    ways.append((f"nprobe {probes}, refined {factor}", lambda q, i=index, p=made: i.search(q, 10, params=p)[1]))
+        yield f"FAISS {factory}", took, len(faiss.serialize_index(index)) / len(rows), ways
+    try:
+        import hnswlib
+
+        began = time.perf_counter()
+        graph = hnswlib.Index("ip", DIM)
+        graph.init_index(len(rows), M=16, ef_construction=200, random_seed=0)
+        graph.add_items(unit)
+        took = time.perf_counter() - began
+
+        def with_ef(queries: Array, breadth: int) -> Array:
+            graph.set_ef(breadth)
+            found: Array = graph.knn_query(queries, 10)[0].astype(np.int64)
+            return found
+
+        yield "hnswlib", took, graph.index_file_size() / len(rows), [
+            (f"ef {breadth}", lambda q, b=breadth: with_ef(q, b)) for breadth in (16, 32, 64, 96, 128, 192, 256, 384)
+        ]  # fmt: skip
+    except ImportError:
+        print("hnswlib is not installed")
+    try:
+        from usearch.index import Index
+
+        began = time.perf_counter()
+        near = Index(ndim=DIM, metric="ip", dtype="bf16")
+        near.add(np.arange(len(rows)), unit)
+        took = time.perf_counter() - began
+
+        def expanding(queries: Array, breadth: int) -> Array:
+            near.expansion_search = breadth
+            found: Array = near.search(queries, 10).keys.astype(np.int64)
+            return found
+
+        yield "usearch bf16", took, near.serialized_length / len(rows), [
+            (f"expansion {breadth}", lambda q, b=breadth: expanding(q, b)) for breadth in (16, 32, 64, 96, 128, 192, 256, 384)
+        ]  # fmt: skip
+    except ImportError:
+        print("usearch is not installed")
+
+
+def tuned(rows: Array, queries: Array, repeat: int) -> None:
+    """Our index tuned to a certified recall against the fastest settings of each peer that reach it, on the same queries."""
+    from embell.engine.tuning import exact_qps, nearest, tune
+    from embell.indexers.exact import ExactIndex
+    from embell.indexers.faiss_index import FaissIndex, factory_for
+
+    ours = ExactIndex(DIM)
+    ours.add(np.arange(len(rows)), rows)
+    train, ask = queries[:1000], queries[1000:2000]
+    _, truth = ours.search(ask, 10)
+
+    def recall(found: Array) -> float:
+        return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(truth.tolist(), found.tolist(), strict=True)]))
+
+    began = time.perf_counter()
+    factory = factory_for(len(rows), DIM)
+    index = FaissIndex(DIM, factory)
+    index.add(np.arange(len(rows)), rows)
+    print(
+        f"\nembell {factory}: built in {time.perf_counter() - began:.0f} s; exact search answers {exact_qps(ours, train):,.0f} queries/s"
+    )
+    searches: list[tuple[str, float, Callable[[], Array]]] = [("embell, exact", 0.0, lambda: ours.search(ask, 10)[1])]
+    for target in (0.95, 0.99):
+        chosen, _ = tune(ours, index, factory, target, train)
+        if chosen is not None:
+
+            def search(c: Any = chosen) -> Array:
+                asked, _, positions = nearest(ours, index, ask, 10, c.settings, c.depth)
+                found = np.full((len(ask), 10), -1)
+                found[asked, np.arange(len(asked)) - np.searchsorted(asked, asked)] = positions
+                return found
+
+            searches.append((f"embell, {target} certified: {chosen.settings}, {chosen.depth}", chosen.bytes_per_vector, search))
+    for name, took, size, ways in rivals(rows):
+        print(f"{name}: built in {took:.0f} s", flush=True)
+        reached = [(label, way, recall(way(ask))) for label, way in ways]
+        for target in (0.95, 0.99):
+            enough = [(label, way) for label, way, found in reached if found >= target]
+            speeds = [(seconds(lambda w=way: w(ask), repeat=1)[0], label, way) for label, way in enough]  # type: ignore[misc]
+            if speeds:
+                _, label, way = min(speeds, key=lambda speed: speed[0])
+                searches.append((f"{name}, {target}: {label}", size, lambda w=way: w(ask)))  # type: ignore[misc]
+    times = seconds(*(search for _, _, search in searches), repeat=repeat)
+    print("| index | recall@10 | queries/s | bytes a vector beyond rows |\n| --- | --- | --- | --- |")
+    for (name, size, search), taken in zip(searches, times, strict=True):
+        print(f"| {name} | {recall(search()):.3f} | {len(ask) / taken:,.0f} | {size:,.0f} |", flush=True)
+
+
+def filters(work: Path, rows: Array, queries: Array, repeat: int) -> None:
+    """One query with a condition on a collection, beside the same query without; adding rows; texts of the answers included."""
+    from embell.document import Document
+    from embell.engine import Collection
+
+    path = work / f"filters-{len(rows)}.embell"
+    if not path.exists():
+        collection = Collection.create(path, None, dim=DIM)
+        collection.add(
+            Document(str(number), f"text {number}", {"share": number * 7919 % 1000}, vector=row)
+            for number, row in enumerate(rows)
+        )
+    collection = Collection.open(path)
+    collection.search(queries[:1])
+    print("\n| condition lets through | one query, ms (p50) | p99 | exact |\n| --- | --- | --- | --- |")
+    share = np.arange(len(rows)) * 7919 % 1000
+    first = np.array([str(number) for number in range(1000)])
+    began = time.perf_counter()
+    extra = Collection.open(path)
+    extra.add(Document(f"new {number}", f"text {number}", {"share": 1}, vector=queries[number]) for number in first.astype(int))
+    found = extra.search(queries[5:6], 1)[0][0].id
+    print(f"\n1 000 rows added to {len(rows):,} and found ({found}) after {time.perf_counter() - began:.2f} s")
+    extra.delete(where="id LIKE 'new %'")
+    collection = Collection.open(path)
+    collection.search(queries[:1])
+    for most, where in ((1000, None), (500, "share < 500"), (50, "share < 50"), (10, "share < 10"), (1, "share < 1")):
+        times = []
+        for number in range(20 * repeat):
+            collection._look().matching.clear()  # each time as if the condition were new
+            began = time.perf_counter()
+            collection.search(queries[number % 1000 : number % 1000 + 1], where=where)
+            times.append(time.perf_counter() - began)
+        hits = collection.search(queries[:20], where=where)
+        allowed = np.flatnonzero(share < most)
+        from embell.indexers.codes import renormalise
+
+        scores = queries[:20].astype(np.float64) @ renormalise(rows[allowed]).astype(np.float64).T
+        right = all(
+            [int(hit.id) for hit in found] == allowed[np.lexsort((allowed, -row))[:10]].tolist()
+            for found, row in zip(hits, scores, strict=True)
+        )
+        print(f"| {most / 10:g} % | {1e3 * np.median(times):.1f} | {1e3 * np.quantile(times, 0.99):.1f} | {right} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--synthetic", type=int, default=1_000_000)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=["exact", "join", "tuned", "filters"])
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    parts = options.only or ["exact", "join", "tuned", "filters"]
+    rows, queries = vectors(options.data, options.work, options.rows)
+    if "exact" in parts:
+        exact("sentences", rows, queries, options.repeat)
+    if "join" in parts:
+        join(rows, options.repeat)
+    if "tuned" in parts:
+        tuned(rows, queries, options.repeat)
+    if "filters" in parts:
+        filters(options.work, rows, queries, options.repeat)
+    if "exact" in parts and options.synthetic:
+        exact("synthetic clusters", *synthetic(options.synthetic), options.repeat)
+    print(orjson.dumps({"peak": peak()}).decode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""An index tuned to a recall: the promise holds for queries that it has not seen, filters stay exact, damage is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import Ran, write_jsonl
+from embell import Collection, Document, UsageError
+from embell.engine import snapshot as snapshot_module
+from embell.engine.tuning import K, bounds, nearest, tune
+from embell.errors import EmbellWarning
+from embell.indexers.codes import renormalise
+from embell.indexers.exact import ExactIndex
+from embell.indexers.faiss_index import FaissIndex, factory_for
+
+Array = np.ndarray[Any, Any]
+Run = Callable[..., Ran]
+DIM = 32
+
+
+def rows_and_queries(seed: int, rows: int, queries: int) -> tuple[Array, Array]:
+    """Stored rows around 300 centres, and queries around the same."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((300, DIM))
+    both = renormalise(centres[rng.integers(0, 300, rows + queries)] + 0.6 * rng.standard_normal((rows + queries, DIM)))
+    return both[:rows].astype(np.float16), both[rows:]
+
+
+def indices(rows: Array, factory: str) -> tuple[ExactIndex, FaissIndex]:
+    exact, faiss = ExactIndex(DIM), FaissIndex(DIM, factory)
+    for index in (exact, faiss):
+        index.add(np.arange(len(rows)), rows)
+    return exact, faiss
+
+
+def recall(exact: ExactIndex, faiss: FaissIndex, queries: Array, choice: dict[str, int], depth: int) -> float:
+    """Mean recall@10 against float64 products of all rows."""
+    scores = queries.astype(np.float64) @ exact.vectors(np.arange(len(exact))).astype(np.float64).T
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :K]
+    asked, _, positions = nearest(exact, faiss, queries, K, choice, depth)
+    return float(np.mean([np.isin(best[query], positions[asked == query]).mean() for query in range(len(queries))]))
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("factory", ["IVF64,PQ8x4fs", "HNSW16"])
+def test_a_certified_recall_holds_for_other_queries(factory: str, given: bool) -> None:
+    rows, queries = rows_and_queries(0, 6000, 1200)
+    exact, faiss = indices(rows, factory)
+    found, curve = tune(exact, faiss, factory, 0.9, queries[:800] if given else None)
+    assert found is not None
+    assert 0.9 <= found.low <= found.recall <= found.high <= 1
+    assert found.of == ("queries" if given else "rows of the collection")
+    assert recall(exact, faiss, queries[800:], found.settings, found.depth) >= 0.88
+    assert len({point.recall for point in curve}) > 1  # or there was nothing to choose
+    assert found.bytes_per_vector > DIM / 8
+
+
+def test_a_recall_out_of_reach_is_not_promised() -> None:
+    rows, queries = rows_and_queries(1, 3000, 400)
+    exact, faiss = indices(rows, "IVF16,PQ2x4fs")
+    found, curve = tune(exact, faiss, "IVF16,PQ2x4fs", 0.999, queries)
+    assert found is None
+    assert max(point.recall for point in curve) < 0.999
+
+
+@given(values=st.lists(st.floats(0, 1), min_size=20, max_size=60))
+@settings(max_examples=25)
+def test_bounds_hold_the_mean_of_the_sample(values: list[float]) -> None:
+    low, high = bounds(np.array(values))
+    assert low <= np.mean(values) + 1e-9
+    assert high >= np.mean(values) - 1e-9
+    assert bounds(np.full(50, 0.5)) == (0.5, 0.5)
+
+
+def test_bounds_cover_the_true_mean_nine_times_in_ten() -> None:
+    rng = np.random.default_rng(0)
+    inside = [low <= 0.9 <= high for low, high in (bounds(rng.binomial(10, 0.9, 300) / 10) for _ in range(200))]
+    assert 0.84 <= np.mean(inside) <= 0.96
+
+
+def test_searches_side_by_side_do_not_share_settings() -> None:
+    rows, queries = rows_and_queries(2, 4000, 200)
+    exact, faiss = indices(rows, "IVF64,Flat")
+    ways = [({"nprobe": count}, depth) for count in (1, 4, 64) for depth in (1, 4)]
+    alone = [nearest(exact, faiss, queries, K, *way)[2].tolist() for way in ways]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda way: nearest(exact, faiss, queries, K, *way)[2].tolist(), ways * 5))
+    assert together == alone * 5
+    assert alone[0] != alone[-1]
+
+
+def test_a_factory_is_made_for_the_width() -> None:
+    assert factory_for(200_000, 384) == "IVF1024,PQ96x4fs"
+    assert factory_for(1_000_000, 50) == "IVF2048,SQ8"
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Collection:
+    rows, _ = rows_and_queries(3, 4000, 60)
+    made = Collection.create(tmp_path / "c", None, dim=DIM)
+    made.add(
+        Document(f"d{at}", f"text {at}", {"share": at * 7919 % 1000, "name": f"n{at % 3}"}, row) for at, row in enumerate(rows)
+    )
+    return made
+
+
+def test_a_collection_is_tuned_and_stays_right(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot_module, "AUTO_ROWS", 1000)
+    monkeypatch.setattr("embell.engine.tuning.exact_qps", lambda rows, queries: 0.0)  # here exact search would be faster
+    _, queries = rows_and_queries(3, 4000, 60)
+    exact = collection.search(queries, 5)
+    collection.tune(0.9, queries)
+    manifest = collection.manifest
+    assert manifest.approximate
+    assert manifest.tuned is not None
+    assert (manifest.index, manifest.target, manifest.recall) == ("auto", 0.9, manifest.tuned["recall"])
+    curve = orjson.loads((collection.path / "index" / str(manifest.generation) / "curve.json").read_bytes())
+    assert curve["points"]
+    again = Collection.open(collection.path)
+    assert again.manifest == manifest
+    found = again.search(queries, 5)
+    same = [len({hit.id for hit in a} & {hit.id for hit in b}) for a, b in zip(exact, found, strict=True)]
+    assert np.mean(same) / 5 >= 0.85
+    scores = {(at, hit.id): hit.score for at, hits in enumerate(exact) for hit in hits}
+    for at, hits in enumerate(found):
+        assert all(scores.get((at, hit.id), hit.score) == hit.score for hit in hits)
+    # What is new is found at once, what is gone is not.
+    again.add([Document("new", "text", {"share": 0, "name": "n0"}, queries[0])])
+    assert again.search(queries[:1], 1)[0][0].id == "new"
+    gone = next(hits[0].id for hits in found[1:] if hits[0].id != found[0][0].id)
+    again.delete(["new", gone])
+    assert again.search(queries[:1], 1)[0][0].id == found[0][0].id
+    assert gone not in {hit.id for hits in again.search(queries, 50) for hit in hits}
+    assert len(again.search(queries[:1], 4000)[0]) == 3999
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_filters_are_exact_however_many_match(collection: Collection, tuned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if tuned:
+        monkeypatch.setattr(snapshot_module, "AUTO_ROWS", 1000)
+        monkeypatch.setattr("embell.engine.tuning.exact_qps", lambda rows, queries: 0.0)
+        collection.tune(0.5)
+        assert collection.manifest.approximate
+    rows, queries = rows_and_queries(3, 4000, 60)
+    queries = queries[:8]
+    collection.add([Document("late", "text", {"share": 3, "name": "n1"}, queries[3])])
+    collection.delete(["d17"])
+    rows = np.concatenate([rows, queries[3:4].astype(np.float16)])
+    share, name = np.append(np.arange(4000) * 7919 % 1000, 3), np.append(np.arange(4000) % 3, 1)
+    there = np.arange(4001) != 17
+    conditions = [
+        ("share < 1000", share < 1000), ("share < 500", share < 500), ("share < 50 AND name = 'n1'", (share < 50) & (name == 1)),
+        ("share < 10", share < 10), ("share = 1", share == 1), ("share > 2000", share > 2000), ("id LIKE 'late%'", np.arange(4001) == 4000),
+    ]  # fmt: skip
+    for where, mask in conditions * 2:  # the second time the answer is remembered
+        for some, k in ((queries, 10), (queries[:1], 3), (queries[3:4], 300)):
+            matching = np.flatnonzero(mask & there)
+            scores = np.einsum("qd,nd->qn", some.astype(np.float64), renormalise(rows[matching]).astype(np.float64))
+            for hits, row in zip(collection.search(some, k, where=where), scores, strict=True):
+                best = matching[np.lexsort((matching, -row))[:k]]
+                assert [hit.id for hit in hits] == [f"d{at}" if at < 4000 else "late" for at in best]
+    with pytest.raises(UsageError, match="columns are"):
+        collection.search(queries, where="shore < 3")
+
+
+def test_a_manifest_from_before_tuning_is_read(collection: Collection) -> None:
+    path = collection.path / "manifest.json"
+    values = orjson.loads(path.read_bytes())
+    for name in ("approximate", "target", "tuned"):
+        del values[name]
+    path.write_bytes(orjson.dumps(values))
+    assert not Collection.open(collection.path).manifest.approximate
+
+
+@pytest.mark.parametrize("file", ["vectors.npy", "keys.npy", "codes.npy", "codes_of_rows.npz"])
+def test_damaged_files_cost_time_and_nothing_else(collection: Collection, file: str) -> None:
+    _, queries = rows_and_queries(3, 4000, 60)
+    right = collection.search(queries)
+    path = collection.path / "index" / str(collection.manifest.generation) / file
+    if not path.exists():
+        assert file.startswith("codes")  # this processor has no int8 products
+        return
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    opened = Collection.open(collection.path)
+    with pytest.warns(EmbellWarning, match="embell optimize"):
+        assert opened.search(queries) == right
+    opened.optimize()
+    assert Collection.open(collection.path).search(queries) == right
+
+
+def test_tune_and_optimize_on_the_command_line(embell: Run, tmp_path: Path) -> None:
+    target = tmp_path / "c.embell"
+    rows = [{"id": f"d{at}", "text": f"text number {at}", "vector": np.eye(8)[at % 8].tolist()} for at in range(40)]
+    assert embell("index", write_jsonl(tmp_path / "c.jsonl", rows), "--to", target, "--vector-field", "vector").status == 0
+    done = embell("tune", target, "--recall", "0.9", "--plot", tmp_path / "curve.png", "--json")
+    assert done.status == 0, done
+    assert {name: done.lines[0][name] for name in ("index", "approximate", "target", "recall")} == {
+        "index": "auto", "approximate": False, "target": 0.9, "recall": 1.0,
+    }  # fmt: skip
+    assert "nothing to draw" in done.err
+    embell("tune", target, "--recall", "1.5").fails(2, "recall must lie between 0 and 1")
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"text": "one"}\n{"question": "two"}\n')
+    embell("tune", target, "--recall", "0.9", "--queries", asked).fails(2, f"{asked}:2: no question")
+    asked.write_text('{"text": "one"}\n')
+    embell("tune", target, "--recall", "0.9", "--queries", asked).fails(2, "1 queries are too few")
+    for path in (target / "index").rglob("vectors.npy"):
+        path.write_bytes(b"")
+    searched = embell("similar", target, "d1", "--json")
+    assert searched.status == 0
+    assert searched.lines[0]["id"] == "d9"
+    assert len(searched.err.splitlines()) == 1
+    assert "embell optimize" in searched.err
+    assert embell("optimize", target).out == "searched exactly: recall@10 1.000\n"
+    assert embell("similar", target, "d1").err == ""
+    embell("optimize", target, "--index", "faiss:Nonsense").fails(2, "faiss:Nonsense".removeprefix("faiss:"))
