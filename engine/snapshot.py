@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 INDEX = "index"
+MEASURED_AT = 10
+"""Recall is promised for so many rows; with fewer there are as many candidates."""
 _CONDITIONS = 8
 _CHANGING = re.compile(r"\b(now|random|uuid|current_\w+)\b", re.IGNORECASE)
 """In a condition that may mean something else the next time."""
@@ -124,7 +126,8 @@ class Snapshot:
         scores = np.full((len(queries), k), -np.inf)
         keys = np.full((len(queries), k), -1, np.int64)
         gone = 0 if self.alive is None else int((~self.alive).sum())
-        wanted = min(self.depth * k + min(gone, self.depth * k), self.covered)
+        wanted = self.depth * max(k, MEASURED_AT)  # the first of ten is not the first of fewer candidates
+        wanted = min(wanted + min(gone, wanted), self.covered)
         found = self.candidates.positions(queries, wanted, self.settings)
         asked, place = np.nonzero(found >= 0)
         positions = found[asked, place]

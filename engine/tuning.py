@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from embell.engine.snapshot import MEASURED_AT as K
 from embell.errors import UsageError
 from embell.indexers.exact import ExactIndex
 from embell.indexers.faiss_index import FaissIndex, Settings
 
 Array = np.ndarray[Any, Any]
 
-K = 10
 QUERIES = 1000
 """Rows that stand in for queries where none are given, themselves left out of their answers."""
 FEWEST = 20
