@@ -107,8 +107,6 @@ class Snapshot:
     def remember(self, where: str, keys: Array) -> Array:
         """Positions of the rows with these keys, those that match a condition: bool, kept for the next search with it."""
         found = np.isin(self.keys, keys, assume_unique=True)
-        if self.alive is not None:
-            found &= self.alive
         if not _CHANGING.search(where):
             while len(self.matching) >= _CONDITIONS:
                 self.matching.pop(next(iter(self.matching)), None)

@@ -105,10 +105,12 @@ def test_a_factory_is_made_for_the_width() -> None:
 
 @pytest.fixture
 def collection(tmp_path: Path) -> Collection:
-    rows, _ = rows_and_queries(3, 4000, 60)
+    rows, queries = rows_and_queries(3, 4000, 60)
+    far = renormalise(rows) @ queries[0] < 0
     made = Collection.create(tmp_path / "c", None, dim=DIM)
     made.add(
-        Document(f"d{at}", f"text {at}", {"share": at * 7919 % 1000, "name": f"n{at % 3}"}, row) for at, row in enumerate(rows)
+        Document(f"d{at}", f"text {at}", {"share": at * 7919 % 1000, "name": f"n{at % 3}", "far": bool(far[at])}, row)
+        for at, row in enumerate(rows)
     )
     return made
 
@@ -160,6 +162,7 @@ def test_filters_are_exact_however_many_match(collection: Collection, tuned: boo
     conditions = [
         ("share < 1000", share < 1000), ("share < 500", share < 500), ("share < 50 AND name = 'n1'", (share < 50) & (name == 1)),
         ("share < 10", share < 10), ("share = 1", share == 1), ("share > 2000", share > 2000), ("id LIKE 'late%'", np.arange(4001) == 4000),
+        ("far", np.append(renormalise(rows[:4000]) @ queries[0] < 0, False)),
     ]  # fmt: skip
     for where, mask in conditions * 2:  # the second time the answer is remembered
         for some, k in ((queries, 10), (queries[:1], 3), (queries[3:4], 300)):
