@@ -36,6 +36,8 @@ def info(directory: str, as_json: bool) -> None:
         "encoder": None if encoder is None else encoder.to_dict(),
         "index": manifest.index,
         "recall": manifest.recall,
+        "target": manifest.target,
+        "tuned": manifest.tuned,
         "bytes": size,
         "table_version": store.version,
     }
@@ -70,6 +72,8 @@ def info(directory: str, as_json: bool) -> None:
         }
         lines.append(("max length", f"{encoder.max_length:,} tokens; {long[encoder.on_long]}"))
     recall = "not measured" if manifest.recall is None else f"{manifest.recall:.3f}"
+    if (tuned := manifest.tuned) is not None:
+        recall += f" (more than {tuned['low']:.3f} with 95 % certainty, measured on {tuned['of']}; {tuned['qps']:,.0f} queries/s)"
     lines.append(("index", f"{manifest.index}, recall@10 {recall}"))
     lines.append(("metadata", ", ".join(f"{name} {kind}" for name, kind in store.metadata_types.items()) or "none"))
     lines.append(("size", f"{size / 1e6:,.1f} MB"))
