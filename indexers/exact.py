@@ -211,7 +211,7 @@ class ExactIndex:
             asked, scores, others = self._within(self.vectors(positions), threshold, None, begin)
             return positions[asked], others, scores
 
-        self._together(len(self))
+        self._code()
         yield from (found for _, found in each_on_a_core(partners, range(0, len(self), QUERIES)))
 
     def pairs(self, threshold: float) -> Iterator[tuple[int, Array, Array]]:
@@ -300,11 +300,15 @@ class ExactIndex:
             index._segments[0].codes = codes
         return index
 
-    def _together(self, queries: int) -> int:
-        """How many queries are answered together: a share of them for each core, if those are not too few to fill it."""
-        if self._int8:  # once, and not by every core
+    def _code(self) -> None:
+        """Make the codes that are missing: once, and not by every core."""
+        if self._int8:
             for segment in self._segments:
                 segment.codes = segment.codes or Codes.of(segment.rows)
+
+    def _together(self, queries: int) -> int:
+        """How many queries are answered together: a share of them for each core, if those are not too few to fill it."""
+        self._code()
         cores = torch.get_num_threads()
         shares = cores * -(-queries // (cores * QUERIES))
         return -(-queries // shares) if queries >= cores * _FEWEST_QUERIES else QUERIES
