@@ -74,9 +74,8 @@ class Manifest:
             raise CollectionError(f"{path}: written by a newer embell; this one reads format {FORMAT}")
         names = [f.name for f in fields(cls)]
         check_keys(values, names, str(path))
-        if "approximate" not in values and isinstance(values.get("index"), str):  # written before there was tuning
-            values["approximate"] = values["index"].startswith("faiss:") and values.get("recall") is None
-            values.update(target=None, tuned=None)
+        if "approximate" not in values:  # written before FAISS indices held turned rows: theirs are left alone, search is exact
+            values.update(approximate=False, recall=1.0, target=None, tuned=None)
         if missing := [name for name in names if name not in values]:
             raise CollectionError(f"{path}: damaged, {missing[0]} is missing")
         encoder = values.pop("encoder")

@@ -93,7 +93,9 @@ def tune(
         queries = rows.vectors(own)
     _, truth = rows.search(queries, K + bool(len(own)))
     places = np.searchsorted(rows.keys, truth)
-    best = [set(row[row != self][:K].tolist()) for row, self in zip(places, own if len(own) else [-1] * len(places), strict=True)]
+    places[truth < 0] = -1
+    selves = own if len(own) else np.full(len(places), -1)
+    best = [set(row[(row != self) & (row >= 0)][:K].tolist()) for row, self in zip(places, selves, strict=True)]
 
     def recalls(chosen: Array, settings: Settings, depth: int) -> tuple[Array, float]:
         """Recall of each chosen query, and queries a second."""

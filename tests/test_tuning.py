@@ -174,13 +174,31 @@ def test_filters_are_exact_however_many_match(collection: Collection, tuned: boo
         collection.search(queries, where="shore < 3")
 
 
-def test_a_manifest_from_before_tuning_is_read(collection: Collection) -> None:
+def test_a_faiss_index_from_before_tuning_is_left_alone(collection: Collection) -> None:
+    """Its rows were not turned, so that turned queries would find the wrong ones."""
+    _, queries = rows_and_queries(3, 4000, 60)
+    right = collection.search(queries)
+    collection.optimize("faiss:IVF16,Flat")
     path = collection.path / "manifest.json"
     values = orjson.loads(path.read_bytes())
     for name in ("approximate", "target", "tuned"):
         del values[name]
     path.write_bytes(orjson.dumps(values))
-    assert not Collection.open(collection.path).manifest.approximate
+    faiss = FaissIndex.load(path.parent / "index" / str(values["generation"]))
+    faiss._index.reset()  # as good as useless
+    faiss.save(path.parent / "index" / str(values["generation"]))
+    opened = Collection.open(collection.path)
+    assert opened.search(queries) == right
+    assert opened.manifest.recall == 1
+
+
+@pytest.mark.parametrize("rows", [1, 7, 11])
+def test_fewer_rows_than_are_asked_for_can_be_tuned(rows: int) -> None:
+    stored, queries = rows_and_queries(4, rows, 40)
+    exact, faiss = indices(stored, "HNSW16")
+    found, _ = tune(exact, faiss, "HNSW16", 0.9, queries)
+    assert found is not None
+    assert found.recall == 1
 
 
 @pytest.mark.parametrize("file", ["vectors.npy", "keys.npy", "codes.npy", "codes_of_rows.npz"])
