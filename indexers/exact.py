@@ -335,9 +335,8 @@ class ExactIndex:
                     chosen, end = np.flatnonzero(mask), count
                 else:
                     excluded = np.flatnonzero(~mask)
-            codes = coded = None
-            if self._int8:
-                codes = segment.codes = segment.codes or Codes.of(segment.rows)
+            codes, coded = segment.codes if self._int8 else None, None
+            if codes is not None:
                 coded = codes.query(queries)
                 excluded = np.union1d(excluded, codes.loose) if len(codes.loose) else excluded
             for begin in range(0, end, size):
