@@ -349,12 +349,8 @@ class Collection:
         """The collection as it is now; what other processes committed is seen."""
         # The manifest first: the table is then at least as new as the index that the manifest names.
         manifest = Manifest.read(self.path)
-        self._store.refresh()
-        if (
-            self._snapshot is None
-            or self._snapshot.version != self._store.version
-            or manifest.generation != self._manifest.generation
-        ):
+        version = self._store.refresh()
+        if self._snapshot is None or self._snapshot.version != version or manifest.generation != self._manifest.generation:
             self._manifest = manifest
             self._snapshot = Snapshot.take(self.path, self._manifest, self._store)
         return self._snapshot
@@ -393,7 +389,7 @@ class Collection:
         if grouped:
             reach *= 4  # several chunks of one document come together
         while True:
-            scores, keys = self._nearest(snapshot, queries, min(reach, max(1, len(snapshot.keys))), where)
+            scores, keys, rows = self._nearest(snapshot, queries, min(reach, max(1, len(snapshot.keys))), where)
             if min_score is not None:
                 keys[scores < min_score] = -1
             name = "document" if chunked else "id"
@@ -412,7 +408,7 @@ class Collection:
                 picks = [[int(key) for key in row if key >= 0] for row in keys]
             break
         picks = [pick[offset:wanted] for pick in picks]
-        rows = self._store.rows(sorted({key for pick in picks for key in pick}))
+        rows = self._store.rows(sorted({key for pick in picks for key in pick})) if rows is None else rows
         answers = []
         for pick, row_keys, row_scores in zip(picks, keys, scores, strict=True):
             score_of = dict(zip(row_keys.tolist(), row_scores.tolist(), strict=True))
@@ -420,31 +416,34 @@ class Collection:
             answers.append([_hit(rows[key], score_of[key], chunked) for key in pick if key in rows])
         return answers
 
-    def _nearest(self, snapshot: Snapshot, queries: Array, k: int, where: str | None) -> tuple[Array, Array]:
-        """The best `k` rows of each query that match: `(scores, keys)`, key -1 where there are fewer.
+    def _nearest(
+        self, snapshot: Snapshot, queries: Array, k: int, where: str | None
+    ) -> tuple[Array, Array, dict[int, dict[str, Any]] | None]:
+        """The best `k` rows of each query that match: `(scores, keys, rows)`, key -1 where there are fewer.
 
-        Where most rows match, the condition is asked about the nearest rows only; where few do, they alone are searched.
+        Where most rows match, the condition is asked about the nearest rows only, which gives the rows themselves too; where few do,
+        they alone are searched.
         """
         if where is None or where in snapshot.matching:
-            return snapshot.search(queries, k, snapshot.alive if where is None else snapshot.matching[where])
+            return *snapshot.search(queries, k, snapshot.alive if where is None else snapshot.matching[where]), None
         matching = self._store.matching(where)
         if matching == 0:
-            return np.full((len(queries), k), -np.inf), np.full((len(queries), k), -1, np.int64)
+            return np.full((len(queries), k), -np.inf), np.full((len(queries), k), -1, np.int64), None
         wanted = int(_SPARE * k * len(snapshot.keys) / matching) + _SPARE
         if wanted * len(queries) <= _ASKED:
-            scores, keys = snapshot.rows.search(
-                queries, min(wanted, len(snapshot.keys)), snapshot.alive
-            )  # exact: k are to be left
-            right = self._store.matching_among(where, np.unique(keys[keys >= 0]).tolist())
-            fits = np.isin(keys, right) & (keys >= 0)
+            # exact: k are to be left
+            scores, keys = snapshot.rows.search(queries, min(wanted, len(snapshot.keys)), snapshot.alive)
+            rows = self._store.matching_among(where, np.unique(keys[keys >= 0]).tolist())
+            fits = np.isin(keys, list(rows)) & (keys >= 0)
             if (fits.sum(axis=1) >= min(k, matching)).all():
                 order = np.argsort(~fits, axis=1, kind="stable")[:, :k]
                 there = np.take_along_axis(fits, order, axis=1)
                 return (
                     np.where(there, np.take_along_axis(scores, order, axis=1), -np.inf),
                     np.where(there, np.take_along_axis(keys, order, axis=1), -1),
+                    rows,
                 )
-        return snapshot.search(queries, k, snapshot.remember(where, self._store.keys(where)))
+        return *snapshot.search(queries, k, snapshot.remember(where, self._store.keys(where))), None
 
 
 _SPARE = 2

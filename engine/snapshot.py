@@ -42,7 +42,7 @@ class Snapshot:
 
     `rows` holds the generation's rows and then the newer ones; `covered` says how many are the generation's.
     `alive` is None if every position is, else a bool array. `candidates` is the approximate index over the
-    generation's rows, None for exact search; it is asked with `settings` for `depth` times as many rows as are wanted.
+    generation's rows, None for exact search; it is asked with `settings` for candidates `depth` times as many as rows are wanted.
     """
 
     version: int
@@ -106,7 +106,10 @@ class Snapshot:
 
     def remember(self, where: str, keys: Array) -> Array:
         """Positions of the rows with these keys, those that match a condition: bool, kept for the next search with it."""
-        found = np.isin(self.keys, keys, assume_unique=True)
+        found = np.zeros(len(self.keys), bool)
+        at = np.searchsorted(self.keys, keys)
+        at = at[at < len(found)]
+        found[at[self.keys[at] == keys[: len(at)]]] = True
         if not _CHANGING.search(where):
             while len(self.matching) >= _CONDITIONS:
                 self.matching.pop(next(iter(self.matching)), None)
@@ -124,9 +127,8 @@ class Snapshot:
         scores = np.full((len(queries), k), -np.inf)
         keys = np.full((len(queries), k), -1, np.int64)
         gone = 0 if self.alive is None else int((~self.alive).sum())
-        wanted = self.depth * max(k, MEASURED_AT)  # the first of ten is not the first of fewer candidates
-        wanted = min(wanted + min(gone, wanted), self.covered)
-        found = self.candidates.positions(queries, wanted, self.settings)
+        wanted = max(k, MEASURED_AT)  # the first of ten is not the first of fewer candidates
+        found = self.candidates.positions(queries, wanted + min(gone, wanted), self.depth, self.settings)
         asked, place = np.nonzero(found >= 0)
         positions = found[asked, place]
         if self.alive is not None:

@@ -25,7 +25,7 @@ QUERIES = 1000
 FEWEST = 20
 """Queries without which a measured recall means nothing."""
 _DEPTHS = (2, 4, 8, 16)
-"""Candidates that are scored exactly, for each hit that is asked for."""
+"""Candidates that are scored more finely, for each hit that is asked for."""
 _SAMPLES = 2000
 _TIMED = 3
 
@@ -63,11 +63,11 @@ class Tuned:
 def nearest(
     rows: ExactIndex, candidates: FaissIndex, queries: Array, k: int, settings: Settings, depth: int
 ) -> tuple[Array, Array, Array]:
-    """The best `k` of the `depth` * `k` candidates of an index over the first of these rows, scored exactly.
+    """The best `k` of the candidates of an index over the first of these rows, scored exactly; `depth` as in `FaissIndex.positions`.
 
     Returns `(queries, scores, positions)`, by query and best first.
     """
-    found = candidates.positions(queries, depth * k, settings)
+    found = candidates.positions(queries, k, depth, settings)
     asked, place = np.nonzero(found >= 0)
     return rows.best_of(np.ascontiguousarray(queries, np.float32), k, asked, found[asked, place])
 

@@ -158,7 +158,8 @@ def renormalise(rows: Array) -> Array:
     if rows.dtype == np.float16:
         rows = torch.from_numpy(np.ascontiguousarray(rows)).float().numpy()  # NumPy's own conversion is ten times as slow
     rows = np.asarray(rows, np.float32)
-    found: Array = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    squares = rows * rows
+    found: Array = np.divide(rows, np.sqrt(np.add.reduce(squares, axis=1, keepdims=True)), out=squares)
     return found
 
 

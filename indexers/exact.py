@@ -36,8 +36,10 @@ _MERGED = 8
 """Candidates of a query after which the k-th best so far is looked for anew, on the average."""
 _GATHERED_SHARE, _GATHERED_QUERIES = 0.1, 32
 """Rows that a filter lets through are copied together where they are at most this share, or there are this many queries at least."""
-_SCORED = 256
-"""Pairs that are scored at a time: what the system hands out anew for each larger array costs more than the arithmetic."""
+_SCORED = 64
+"""Pairs that are scored at a time: larger arrays are handed out anew by the system, which costs more than the arithmetic."""
+_SHARED = 1024
+"""Pairs from which on every core scores a share of them."""
 _LOWEST = -1e9
 """Below every score: stands where rows take no part. As a product, below all of those."""
 
@@ -250,6 +252,18 @@ class ExactIndex:
 
         `asked`, ascending, and `positions` are the pairs. float32 scores sort out most; float64 decides between the rest.
         """
+        queries = np.ascontiguousarray(queries, np.float32)
+        cores = torch.get_num_threads()
+        if cores == 1 or len(asked) < _SHARED:
+            return self._decide(queries, k, asked, positions)
+        ends = np.searchsorted(asked, np.linspace(0, len(queries), cores + 1).astype(np.int64))
+        shares = [slice(*ends[core : core + 2]) for core in range(cores)]
+        found = each_on_a_core(lambda share: self._decide(queries, k, asked[share], positions[share]), shares)
+        best, scores, chosen = (np.concatenate(part) for part in zip(*(answer for _, answer in found), strict=True))
+        return best, scores, chosen
+
+    def _decide(self, queries: Array, k: int, asked: Array, positions: Array) -> tuple[Array, Array, Array]:
+        """`best_of`, by this thread alone."""
         if len(asked) > 4 * k * len(queries):
             rough = self._rough(queries, asked, positions)
             order = np.lexsort((-rough, asked))
@@ -430,10 +444,14 @@ class ExactIndex:
         """Exact float64 scores of pairs of a query and a position."""
         scores = np.empty(len(positions))
         wide = queries.astype(np.float64)
+        left, right = np.empty((2, _SCORED, self.dim))
         for begin in range(0, len(positions), _SCORED):
-            some = slice(begin, begin + _SCORED)
+            some = slice(begin, min(begin + _SCORED, len(positions)))
+            count = some.stop - begin
+            left[:count] = self.vectors(positions[some])
+            np.take(wide, asked[some], axis=0, out=right[:count], mode="clip")  # "raise" would take a copy first
             # Not a BLAS product: its rounding depends on how many rows there are, and equal rows must tie.
-            scores[some] = np.einsum("ij,ij->i", self.vectors(positions[some]).astype(np.float64), wide[asked[some]])
+            np.einsum("ij,ij->i", left[:count], right[:count], out=scores[some])
         return scores
 
     def _rough(self, queries: Array, asked: Array, positions: Array) -> Array:

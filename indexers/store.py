@@ -145,9 +145,10 @@ class Store:
         """Arrow type of each metadata column."""
         return {f.name: f.type for f in self._table.schema if f.name not in RESERVED}
 
-    def refresh(self) -> None:
-        """See what other processes have committed."""
+    def refresh(self) -> int:
+        """See what other processes have committed; the version of the table that is seen now."""
         self._table.checkout_latest()
+        return self.version
 
     def known_documents(self) -> KnownDocuments:
         """Hashes of every document: 24 bytes each, however long the texts are."""
@@ -194,11 +195,11 @@ class Store:
         except (ValueError, RuntimeError, OSError) as error:
             raise self._refused(where, error) from error
 
-    def matching_among(self, where: str, keys: Sequence[int]) -> np.ndarray[Any, Any]:
-        """Those of a few keys whose rows match, ascending."""
+    def matching_among(self, where: str, keys: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """Of a few keys, the rows that match, without the vector."""
         some = ",".join(map(str, keys))
-        parts = [batch.column("key").to_numpy() for batch in self._batches(["key"], f"({where}) AND key IN ({some})")]
-        return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+        batches = self._batches(self._readable(), f"({where}) AND key IN ({some})")
+        return {row["key"]: row for batch in batches for row in batch.to_pylist()}
 
     def index_columns(self) -> None:
         """Build scalar indices on the key and on all plain metadata columns anew: conditions on them then read no rows."""
@@ -216,14 +217,17 @@ class Store:
 
     def rows(self, keys: Sequence[int], columns: Sequence[str] | None = None) -> dict[int, dict[str, Any]]:
         """Rows by key, without the vector unless it is named; keys that are gone are missing from the answer."""
-        wanted = list(columns) if columns is not None else [f.name for f in self._table.schema if f.name != "vector"]
+        wanted = ["key", *(c for c in columns if c != "key")] if columns is not None else self._readable()
         found: dict[int, dict[str, Any]] = {}
         for begin in range(0, len(keys), _LOOKUP):
             some = ",".join(str(int(key)) for key in keys[begin : begin + _LOOKUP])
-            for batch in self._batches(["key", *(c for c in wanted if c != "key")], f"key IN ({some})"):
+            for batch in self._batches(wanted, f"key IN ({some})"):
                 for row in batch.to_pylist():
                     found[row["key"]] = row
         return found
+
+    def _readable(self) -> list[str]:
+        return [f.name for f in self._table.schema if f.name != "vector"]
 
     def rows_of(self, ids: Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
         """Rows of these document ids; a document in chunks has several."""

@@ -98,7 +98,7 @@ def test_searches_side_by_side_do_not_share_settings() -> None:
 
 
 def test_a_factory_is_made_for_the_width() -> None:
-    assert factory_for(200_000, 384) == "IVF1024,PQ96x4fs"
+    assert factory_for(200_000, 384) == "IVF1024,PQ96x4fs,Refine(SQfp16)"
     assert factory_for(1_000_000, 50) == "IVF2048,SQ8"
 
 
@@ -184,9 +184,10 @@ def test_a_faiss_index_from_before_tuning_is_left_alone(collection: Collection) 
     for name in ("approximate", "target", "tuned"):
         del values[name]
     path.write_bytes(orjson.dumps(values))
-    faiss = FaissIndex.load(path.parent / "index" / str(values["generation"]))
-    faiss._index.reset()  # as good as useless
-    faiss.save(path.parent / "index" / str(values["generation"]))
+    generation = path.parent / "index" / str(values["generation"])
+    useless = FaissIndex(DIM, "IVF16,Flat")
+    useless.add(np.arange(4000), renormalise(rows_and_queries(5, 4000, 1)[0]).astype(np.float16))
+    useless.save(generation)
     opened = Collection.open(collection.path)
     assert opened.search(queries) == right
     assert opened.manifest.recall == 1
