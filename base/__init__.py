@@ -28,9 +28,9 @@ from embell.errors import (
 )
 
 if TYPE_CHECKING:
-    from embell.engine import Collection, Duplicates, Encoder, EncoderSpec, Hit
+    from embell.engine import Collection, Duplicates, Encoder, EncoderSpec, Hit, deduplicate
 
-_LAZY = ("Collection", "Duplicates", "Encoder", "EncoderSpec", "Hit")
+_LAZY = ("Collection", "Duplicates", "Encoder", "EncoderSpec", "Hit", "deduplicate")
 
 __all__ = [
     "Collection",
@@ -47,6 +47,7 @@ __all__ = [
     "TextError",
     "UsageError",
     "__version__",
+    "deduplicate",
 ]
 
 

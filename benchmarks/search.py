@@ -140,7 +140,7 @@ def join(rows: Array, repeat: int) -> None:
 
         def one(index: ExactIndex = ours, into: dict[str, set[tuple[int, int]]] = found) -> None:
             into["ours"] = {
-                pair for later, earlier, _ in index.join(0.9) for pair in zip(earlier.tolist(), later.tolist(), strict=True)
+                pair for later, earlier, *_ in index.join(0.9) for pair in zip(earlier.tolist(), later.tolist(), strict=True)
             }
 
         def other(index: Any = flat, unit: Array = unit, into: dict[str, set[tuple[int, int]]] = found) -> None:

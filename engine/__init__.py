@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embell.engine.collection import Collection, Hit
-    from embell.engine.duplicates import Duplicates
+    from embell.engine.duplicates import Duplicates, deduplicate
     from embell.engine.encoder import Encoder
     from embell.engine.spec import EncoderSpec
 
@@ -17,9 +17,10 @@ _HOMES = {
     "Encoder": "encoder",
     "EncoderSpec": "spec",
     "Hit": "collection",
+    "deduplicate": "duplicates",
 }
 
-__all__ = ["Collection", "Duplicates", "Encoder", "EncoderSpec", "Hit"]
+__all__ = ["Collection", "Duplicates", "Encoder", "EncoderSpec", "Hit", "deduplicate"]
 
 
 def __getattr__(name: str) -> Any:

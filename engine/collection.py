@@ -250,30 +250,69 @@ class Collection:
         rows = renormalise(np.array([row["vector"] for row in found], np.float16))
         return self._search(renormalise(rows.mean(axis=0, keepdims=True)), k, where, 0, min_score, False, id)[0]
 
-    def duplicates(self, threshold: float = 0.9) -> Duplicates:
-        """Documents that stand twice: exact copies and those whose cosine reaches `threshold`.
+    def duplicates(
+        self,
+        threshold: float | None = None,
+        *,
+        lexical: float | None = None,
+        contained: float | None = None,
+        overlap: float | None = None,
+        kinds: Sequence[str] | None = None,
+        keep: str = "first",
+        rule: str = "cover",
+        group_by: str | None = None,
+        progress: Callable[[str, float], None] | None = None,
+        on_note: Callable[[str], None] | None = None,
+    ) -> Duplicates:
+        """Documents that stand twice: exact copies and those whose cosine reaches `threshold`; without one, by words and meaning together.
 
-        Raises UsageError for a threshold outside (0, 1], CollectionError for a collection of chunks.
+        `lexical`, `contained`, `overlap` and `kinds` as for `duplicates.chosen_thresholds`; `keep` and `rule` as for `rules.ranks` and
+        `rules.decide`; `group_by` is a metadata column: documents are compared with those of the same value. The pairs are kept beside the collection:
+        the next call compares only what is new, and decides at once at another threshold that is not lower. Killed, it goes on.
+        `on_note` is told when pairs are looked for anew.
+
+        Raises UsageError for a threshold outside (0, 1] and for options that do not exist, CollectionError for a collection of chunks.
         """
-        from embell.engine.duplicates import find_duplicates, text_mark
-        from embell.indexers.exact import ExactIndex
+        from embell.engine.collection_pairs import collection_duplicates
+        from embell.engine.duplicates import chosen_thresholds
+        from embell.engine.rules import check_keep, check_rule
 
         if self._manifest.chunk is not None:
             raise CollectionError(f"{self.path}: holds chunks, not whole documents; look for duplicates in the source instead")
-        snapshot = self._look()
-        exact = snapshot.rows
-        if snapshot.alive is not None:
-            living = np.flatnonzero(snapshot.alive)
-            exact = ExactIndex(self._manifest.dim)
-            exact.add(snapshot.keys[living], snapshot.rows.stored(living))
-        keys = exact.keys
-        ids: list[str] = [""] * len(keys)
-        marks: list[bytes] = [b""] * len(keys)
-        for row in self._store.scan(["key", "id", "text"]):
-            at = int(np.searchsorted(keys, row["key"]))
-            if at < len(keys) and keys[at] == row["key"]:
-                ids[at], marks[at] = row["id"], text_mark(row["text"])
-        return find_duplicates(ids, marks, exact, threshold)
+        check_keep(keep)
+        check_rule(rule)
+        thresholds = chosen_thresholds(threshold, lexical=lexical, contained=contained, overlap=overlap, kinds=kinds)
+        return collection_duplicates(self, self._look(), thresholds, keep, rule, group_by, progress, on_note)
+
+    def leaks(
+        self,
+        against: Collection,
+        threshold: float | None = None,
+        *,
+        lexical: float | None = None,
+        contained: float | None = None,
+        overlap: float | None = None,
+        kinds: Sequence[str] | None = None,
+        progress: Callable[[str, float], None] | None = None,
+    ) -> Duplicates:
+        """Documents of this collection that another one has too, such as test items in training data; options as for `duplicates`.
+
+        Each dropped document names the nearest of the other collection's. Documents of the same collection are not compared.
+
+        Raises CollectionError if the vectors of the two cannot be compared.
+        """
+        from embell.engine.collection_pairs import collection_leaks
+        from embell.engine.duplicates import chosen_thresholds
+
+        for one in (self, against):
+            if one._manifest.chunk is not None:
+                raise CollectionError(f"{one.path}: holds chunks, not whole documents; look for duplicates in the source instead")
+        if against._manifest.dim != self._manifest.dim or against._manifest.encoder != self._manifest.encoder:
+            raise CollectionError(
+                f"{self.path} and {against.path} were made with different models: their vectors cannot be compared"
+            )
+        thresholds = chosen_thresholds(threshold, lexical=lexical, contained=contained, overlap=overlap, kinds=kinds)
+        return collection_leaks(self, self._look(), against, against._look(), thresholds, progress)
 
     def delete(self, ids: Sequence[str] = (), *, where: str | None = None) -> int:
         """Delete documents by id, or those that match a condition; the number of rows deleted.
@@ -449,7 +488,7 @@ class Collection:
 _SPARE = 2
 _ASKED = 400
 """Nearest rows that a condition is asked about, for all queries of a call together."""
-_OURS = ("writer.lock", f"{TABLE}.lance", "index", f"{FILE}.part")
+_OURS = ("writer.lock", f"{TABLE}.lance", "index", "duplicates", f"{FILE}.part")
 
 
 def _first_of_each(keyed: list[tuple[int, str]], grouped: bool, without: str | None) -> list[int]:

@@ -1,66 +1,95 @@
-"""What makes two texts duplicates, and which of them is kept.
-
-Two kinds: *exact*, the texts agree after normalisation of Unicode, case and white space; and
-*semantic*, the cosine of their vectors reaches the threshold. Greedy cover decides: in the order
-of the documents, one is kept unless a kept one before it is its duplicate. So no two kept documents
-are duplicates of each other, and every dropped one names a kept one that it duplicates.
-"""
+"""Near-duplicates: what is decided from a list of pairs, and the search and the decision in one for a list of texts."""
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from embell.engine.normalise import text_mark
+from embell.engine.pair_search import KINDS, OVERLAP, THRESHOLDS, PairList, Progress, check_thresholds, find_pairs
+from embell.engine.rules import check_keep, check_rule, decide, ranks
 from embell.errors import UsageError
-from embell.indexers.exact import ExactIndex
+
+if TYPE_CHECKING:
+    from embell.engine.encoder import Encoder
 
 Array = np.ndarray[Any, Any]
 
-PARTNERS = 1000
-"""Earlier partners of one document that are listed as pairs; with more, only its link to the kept one is."""
-
-
-def normalise(text: str) -> str:
-    """The text without differences of Unicode form, case and white space."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def text_mark(text: str) -> bytes:
-    """A 128-bit hash of the normalised text."""
-    return hashlib.blake2b(normalise(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+DEFAULT_KINDS = ("exact", "lexical", "semantic")
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A dropped document: the kept one it duplicates, the cosine of the two, and the kind of duplicate."""
+    """A dropped document: the kept one it goes with, and the score and kind of the pair that says why.
+
+    The pair is with the kept document, but for the rule "components": there it may be with another one, `via`.
+    """
 
     id: str
     kept_id: str
     score: float
     kind: str
+    via: str | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is known of the rows that were compared: ids, and what keep policies may ask for."""
+
+    ids: Sequence[str]
+    lengths: Array | None = None
+    values: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Duplicates:
     """The result of near-duplicate detection, ids in the order of the documents.
 
-    `pairs` has the columns `id_a` (the earlier document), `id_b`, `score` and `kind`: every semantic
-    pair at or above the threshold, and for each exact copy its link to the first of its kind.
-    `capped` counts documents with more than 1 000 earlier partners, of which only the link to the kept
-    document is listed.
+    `thresholds` are those by kind; `capped` counts documents with more than 1 000 earlier partners, of which only the links to a few, and to
+    a kept one, are among the pairs.
     """
 
-    threshold: float
+    thresholds: dict[str, float]
+    keep: str
+    rule: str
     kept: list[str]
     dropped: list[Dropped]
-    pairs: pa.Table
-    capped: int = 0
+    kept_positions: Array
+    rows: Rows
+    found: PairList
+
+    @property
+    def capped(self) -> int:
+        return len(self.found.capped)
+
+    @cached_property
+    def pairs(self) -> pa.Table:
+        """Every pair at or above the thresholds: `id_a` (the earlier document), `id_b`, `score` and `kind`.
+
+        A text that stands several times stands for its copies, which have the link to it only, of the kind "exact".
+        """
+        cut, original = self.found.at(self.thresholds), self.found.original
+        copies = np.flatnonzero(original != np.arange(len(original)))
+        one, other = np.concatenate([original[copies], cut["first"]]), np.concatenate([copies, cut["second"]])
+        first, second = np.minimum(one, other), np.maximum(one, other)
+        score = np.concatenate([np.ones(len(copies)), cut["score"]])
+        kind = np.concatenate([np.zeros(len(copies), np.int8), cut["kind"]])
+        order = np.lexsort((kind, first, second))
+        names = pa.array(self.rows.ids, pa.string())
+        return pa.table(
+            {
+                "id_a": names.take(pa.array(first[order])),
+                "id_b": names.take(pa.array(second[order])),
+                "score": pa.array(score[order]),
+                "kind": pa.array(np.array(KINDS, object)[kind[order]], pa.string()),
+            }
+        )
 
     @property
     def groups(self) -> list[list[str]]:
@@ -68,105 +97,204 @@ class Duplicates:
         found: dict[str, list[str]] = {}
         for row in self.dropped:
             found.setdefault(row.kept_id, [row.kept_id]).append(row.id)
-        return list(found.values())
+        return [*found.values()]
+
+    def to_arrow(self) -> pa.Table:
+        """The dropped documents: `id`, `kept_id`, `score`, `kind`, and `via` (null unless the pair is with another document)."""
+        names = ("id", "kept_id", "score", "kind", "via")
+        columns: dict[str, Any] = {name: [getattr(row, name) for row in self.dropped] for name in names}
+        types = [pa.string(), pa.string(), pa.float64(), pa.string(), pa.string()]
+        return pa.table(columns, pa.schema(zip(names, types, strict=True)))
+
+    def rethreshold(
+        self,
+        threshold: float | None = None,
+        *,
+        thresholds: Mapping[str, float] | None = None,
+        keep: str | None = None,
+        rule: str | None = None,
+    ) -> Duplicates:
+        """Decide again from the same pairs; `threshold` is the semantic one, what is not given stays.
+
+        Raises UsageError below the thresholds that pairs were looked for with, and where capped rows lack the pairs for it.
+        """
+        wanted = {**self.thresholds, **(thresholds or {})}
+        if threshold is not None:
+            wanted["semantic"] = threshold
+        reason = self.found.lacks(check_thresholds(wanted), keep or self.keep)
+        if reason:
+            raise UsageError(f"{reason}; look for duplicates anew")
+        return judge(self.found, self.rows, wanted, keep or self.keep, rule or self.rule)
 
 
-@dataclass
-class _Cover:
-    """The state of the greedy walk: for each position its kept position (itself if kept) and the score."""
+def judge(found: PairList, rows: Rows, thresholds: Mapping[str, float], keep: str = "first", rule: str = "cover") -> Duplicates:
+    """Apply thresholds, a keep policy and a rule to a list of pairs.
 
-    kept_by: Array
-    score: Array
-    first: list[Array] = field(default_factory=list)
-    second: list[Array] = field(default_factory=list)
-    scores: list[Array] = field(default_factory=list)
-    capped: int = 0
-
-
-def check_threshold(threshold: float) -> float:
-    """Raises UsageError for a threshold that is not a cosine above 0."""
-    if not 0.0 < threshold <= 1.0:
-        raise UsageError(f"threshold must lie above 0 and be at most 1, not {threshold}")
-    return threshold
-
-
-def greedy_cover(index: ExactIndex, threshold: float) -> _Cover:
-    """Walk the rows in order; a row with a kept earlier partner is dropped for the best of them.
-
-    Whether a row is kept depends on earlier rows only, so one pass over the join decides.
+    Raises UsageError for a policy or a rule that does not exist, or a field that no row has.
     """
-    total = len(index)
-    cover = _Cover(kept_by=np.arange(total), score=np.ones(total))
-    kept = np.zeros(total, bool)
-    for position, others, scores in index.pairs(threshold):
-        candidates = np.flatnonzero(kept[others])
-        if not len(candidates):
-            kept[position] = True
-        else:
-            best = candidates[np.lexsort((others[candidates], -scores[candidates]))[0]]
-            cover.kept_by[position], cover.score[position] = others[best], scores[best]
-        if len(others) > PARTNERS:
-            cover.capped += 1
-            link = [] if kept[position] else [int(cover.kept_by[position])]
-            scores, others = scores[np.isin(others, link)], np.array(link, np.int64)
-        if len(others):
-            order = np.argsort(others)
-            cover.first.append(others[order])
-            cover.second.append(np.full(len(others), position))
-            cover.scores.append(scores[order])
-    return cover
+    check_keep(keep)
+    name = keep.rpartition(":")[0]
+    if name and name not in rows.values:
+        raise UsageError(f"keep {keep!r}: there is no field {name!r}")
+    cut, original, count = found.at(thresholds), found.original, found.rows
+    first, second, score = cut["first"], cut["second"], cut["score"]
+    partners = np.bincount(first, score, count) + np.bincount(second, score, count)
+    rank = ranks(keep, count, lengths=rows.lengths, values=rows.values.get(name), partners=partners[original])
+    rank[: found.split] -= count  # what is compared against is preferred
+    order = np.lexsort((rank, original))
+    starts = np.flatnonzero(np.diff(original[order], prepend=-1))
+    leader = np.arange(count)  # of each text, the copy that is preferred
+    leader[original[order[starts]]] = order[starts]
+    decision = decide(rule, rank[leader], first, second, score)
+
+    kept_text = decision.kept_by[original]
+    target = leader[kept_text]
+    kept = found.split + np.flatnonzero((target == np.arange(count))[found.split :])
+    dropped = []
+    ids = rows.ids
+    for row in (found.split + np.flatnonzero((target != np.arange(count))[found.split :])).tolist():
+        text = int(original[row])
+        if kept_text[row] == text:
+            dropped.append(Dropped(ids[row], ids[target[row]], 1.0, "exact"))
+            continue
+        pair = int(decision.pair[text])
+        other = int(first[pair] + second[pair] - text)
+        via = None if other == kept_text[row] else ids[leader[other]]
+        dropped.append(Dropped(ids[row], ids[target[row]], float(score[pair]), KINDS[cut["kind"][pair]], via))
+    return Duplicates(dict(thresholds), keep, rule, [ids[row] for row in kept.tolist()], dropped, kept - found.split, rows, found)
 
 
-def find_duplicates(ids: Sequence[str], marks: Sequence[bytes], index: ExactIndex, threshold: float) -> Duplicates:
-    """Exact copies first, then the semantic join over what is left, then greedy cover.
+def chosen_thresholds(
+    semantic: float | None = None,
+    *,
+    lexical: float | None = None,
+    contained: float | None = None,
+    overlap: float | None = None,
+    kinds: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """The thresholds of the kinds that are looked for.
 
-    `ids`, `marks` (from `text_mark`) and the positions of `index` line up, in the order in which
-    documents are to be preferred.
+    With nothing given, the usual ones: exact copies, texts with nearly the same words, and texts that are near in meaning and share most words. A semantic
+    threshold alone looks for exact copies and for cosines; `overlap` asks of semantic pairs a containment too. `kinds` chooses.
+
+    Raises UsageError for a kind that does not exist, or a threshold outside (0, 1].
     """
-    check_threshold(threshold)
-    # Rounding leaves the cosine of equal vectors up to 1.2e-7 below 1.
-    reach = min(threshold, 1 - 2**-22)
-    first_with: dict[bytes, int] = {}
-    original = np.array([first_with.setdefault(mark, position) for position, mark in enumerate(marks)], np.int64)
-    unique = np.flatnonzero(original == np.arange(len(ids)))
-    if len(unique) < len(ids):
-        joined = ExactIndex(index.dim)
-        joined.add(unique, index.stored(unique))
-    else:
-        joined = index
-    cover = greedy_cover(joined, reach)
+    given = {"exact": 1.0, "lexical": lexical, "contained": contained, "semantic": semantic}
+    if kinds is None:
+        asked = {kind for kind in KINDS if given[kind] is not None}
+        kinds = sorted(asked if semantic is not None else asked | set(DEFAULT_KINDS))
+    check_thresholds(dict.fromkeys(kinds, 1.0))
+    for kind, value in given.items():
+        if value is not None and kind not in kinds and kind != "exact":
+            raise UsageError(f"a {kind} threshold is given, but {kind} duplicates are not among the kinds looked for")
+    found = {
+        kind: value if (value := given[kind]) is not None else THRESHOLDS[kind]
+        for kind in KINDS
+        if kind in kinds or kind == "exact"
+    }
+    if "semantic" in found:
+        if overlap is None and semantic is None:
+            overlap = THRESHOLDS[OVERLAP]
+        if overlap:
+            found[OVERLAP] = overlap
+    return check_thresholds(found)
 
-    kept_by = np.full(len(ids), -1, np.int64)
-    score = np.ones(len(ids))
-    kept_by[unique], score[unique] = unique[cover.kept_by], cover.score
-    kept: list[str] = []
-    dropped: list[Dropped] = []
-    for position in range(len(ids)):
-        source = int(original[position])
-        target = int(kept_by[source])
-        if target == position:
-            kept.append(ids[position])
-        elif source != position and target == source:
-            dropped.append(Dropped(ids[position], ids[source], 1.0, "exact"))
-        else:
-            value = float(score[source])
-            if source != position:  # a copy of a dropped text: its own vector decides, if it still reaches
-                value = max(value, float(index.score(index.vectors(np.array([position]))[0], np.array([target]))[0]))
-            dropped.append(Dropped(ids[position], ids[target], value, "semantic"))
 
-    names = np.array(ids, dtype=object)
-    copies = np.flatnonzero(original != np.arange(len(ids)))
-    first = np.concatenate([original[copies], unique[np.concatenate(cover.first)] if cover.first else []]).astype(np.int64)
-    second = np.concatenate([copies, unique[np.concatenate(cover.second)] if cover.second else []]).astype(np.int64)
-    scores = np.concatenate([np.ones(len(copies)), *cover.scores])
-    kinds = np.array(["exact"] * len(copies) + ["semantic"] * (len(first) - len(copies)), dtype=object)
-    order = np.lexsort((first, second))
-    pairs = pa.table(
-        {
-            "id_a": pa.array(names[first[order]], pa.string()),
-            "id_b": pa.array(names[second[order]], pa.string()),
-            "score": pa.array(scores[order], pa.float64()),
-            "kind": pa.array(kinds[order], pa.string()),
-        }
-    )
-    return Duplicates(threshold, kept, dropped, pairs, cover.capped)
+def deduplicate(
+    texts: Any,
+    *,
+    ids: Sequence[str] | None = None,
+    vectors: Array | None = None,
+    encoder: Encoder | None = None,
+    against: Sequence[str] | None = None,
+    against_vectors: Array | None = None,
+    threshold: float | None = None,
+    lexical: float | None = None,
+    contained: float | None = None,
+    overlap: float | None = None,
+    kinds: Sequence[str] | None = None,
+    keep: str = "first",
+    rule: str = "cover",
+    group_by: Sequence[Any] | None = None,
+    values: Mapping[str, Sequence[Any]] | None = None,
+    text_field: str = "text",
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> Duplicates:
+    """Near-duplicates among texts: a list, or a Hugging Face dataset with the column `text_field`.
+
+    `threshold`, `lexical`, `contained`, `overlap` and `kinds` as for `chosen_thresholds`. Vectors `(n, dim)` may be
+    given; else `encoder`, or the embedded model, makes them. `ids` are the texts' places, unless given. With `against`, texts are
+    compared with those instead of among themselves. `group_by` names for each text the group it is compared in; `values` are columns
+    for the keep policies "FIELD:max" and "FIELD:min" (the columns of a dataset are known). With `folder`, a search that was killed goes on.
+
+    Raises UsageError for options that do not exist, and for columns of another length.
+    """
+    from embell.indexers.exact import ExactIndex
+
+    check_keep(keep)
+    check_rule(rule)
+    thresholds = chosen_thresholds(threshold, lexical=lexical, contained=contained, overlap=overlap, kinds=kinds)
+    values = dict(values or {})
+    if hasattr(texts, "column_names"):
+        if text_field not in texts.column_names:
+            raise UsageError(f"the dataset has no column {text_field!r}; there are {', '.join(texts.column_names)}")
+        name = keep.rpartition(":")[0]
+        if name in texts.column_names:
+            values.setdefault(name, list(texts[name]))
+        texts = texts[text_field]
+    texts = [str(text) for text in texts]
+    lengths = np.array([len(text) for text in texts], np.int64)
+    rows = Rows([str(at) for at in range(len(texts))] if ids is None else list(ids), lengths, values)
+    for what, column in (("ids", rows.ids), ("group_by", group_by), ("vectors", vectors), *values.items()):
+        if column is not None and len(column) != len(texts):
+            raise UsageError(f"{what}: {len(column):,} for {len(texts):,} texts")
+
+    def stored(some: Sequence[str], given: Array | None) -> Array:
+        nonlocal encoder
+        if given is None:
+            if encoder is None:
+                from embell.engine.encoder import Encoder
+
+                encoder = Encoder.load()
+            given = encoder.encode(some)
+        norms = np.linalg.norm(np.asarray(given, np.float32), axis=1, keepdims=True)
+        if not (np.isfinite(norms) & (norms > 0)).all():
+            raise UsageError("a vector holds NaN, or nothing but zeros")
+        return np.asarray(given / norms, np.float16)
+
+    reference = [str(text) for text in against] if against is not None else []
+    matrix = None
+    if "semantic" in thresholds and (len(texts) or len(reference)):
+        matrix = stored(texts, vectors)
+        if reference:
+            matrix = np.concatenate([stored(reference, against_vectors), matrix])
+    groups = None
+    if group_by is not None:
+        known: dict[Any, int] = {}
+        groups = np.array([known.setdefault(value, len(known)) for value in group_by], np.int64)
+    order = None
+    if reference:
+        rows = replace(
+            rows, ids=[*(f"against#{at}" for at in range(len(reference))), *rows.ids],
+            lengths=np.concatenate([np.array([len(text) for text in reference], np.int64), lengths]),
+            values={name: [*[None] * len(reference), *column] for name, column in values.items()},
+        )  # fmt: skip
+        if groups is not None:
+            raise UsageError("group_by and against cannot be used together")
+        texts = reference + texts
+    elif keep not in ("first", "central"):
+        # In the order of preference, so that rows with too many partners are linked to those that are preferred.
+        name = keep.rpartition(":")[0]
+        if name and name not in values:
+            raise UsageError(f"keep {keep!r}: there is no field {name!r}")
+        order = np.argsort(ranks(keep, len(texts), lengths=lengths, values=values.get(name)))
+    index = ExactIndex(1 if matrix is None else matrix.shape[1])
+    if matrix is not None:
+        index.add(np.arange(len(matrix)), matrix if order is None else matrix[order])
+    ordered = texts if order is None else [texts[at] for at in order]
+    found = find_pairs(
+        [text_mark(text) for text in ordered], index, lambda: ordered, thresholds,
+        groups=groups if groups is None or order is None else groups[order], split=len(reference), folder=folder, progress=progress,
+    )  # fmt: skip
+    return judge(found if order is None else found.renumbered(order), rows, thresholds, keep, rule)

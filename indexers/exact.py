@@ -40,6 +40,8 @@ _SCORED = 64
 """Pairs that are scored at a time: larger arrays are handed out anew by the system, which costs more than the arithmetic."""
 _SHARED = 1024
 """Pairs from which on every core scores a share of them."""
+FEW = 32
+"""Partners that come with a row that has too many of them."""
 _LOWEST = -1e9
 """Below every score: stands where rows take no part. As a product, below all of those."""
 
@@ -129,6 +131,15 @@ class _Candidates:
         table[queries, places] = lows
         return torch.cat([best, torch.from_numpy(table)], dim=1).topk(best.shape[1], dim=1).values
 
+    def thin(self, crowded: Array, threshold: float) -> None:
+        """Of these queries (a bool array), forget candidates that are not certain to reach the threshold."""
+        for part, queries in enumerate(self.queries):
+            kept = ~crowded[queries] | (self.lows[part] >= threshold)
+            if not kept.all():
+                self.held -= int((~kept).sum())
+                self.queries[part], self.positions[part] = queries[kept], self.positions[part][kept]
+                self.lows[part], self.highs[part] = self.lows[part][kept], self.highs[part][kept]
+
     def everywhere(self, queries: int, positions: Array) -> None:
         """Add positions for every query, whatever their scores are."""
         unknown = np.full(queries * len(positions), np.inf)
@@ -193,7 +204,7 @@ class ExactIndex:
         queries = np.ascontiguousarray(queries, np.float32)
 
         def answer(begin: int) -> tuple[Array, Array, Array]:
-            return self._within(queries[begin : begin + size], threshold, allowed, None)
+            return self._within(queries[begin : begin + size], threshold, allowed, None)[:3]
 
         size = self._together(len(queries))
         for begin, (asked, scores, positions) in each_on_a_core(answer, range(0, len(queries), size)):
@@ -202,28 +213,36 @@ class ExactIndex:
             answers += zip(np.split(scores[order], ends), np.split(all_keys[positions[order]], ends), strict=True)
         return answers
 
-    def join(self, threshold: float) -> Iterator[tuple[Array, Array, Array]]:
-        """All pairs of rows that score at least `threshold`, each once: `(later, earlier, scores)`, positions, by the later one.
+    def join(self, threshold: float, *, begin: int = 0, most: int | None = None) -> Iterator[tuple[Array, Array, Array, Array]]:
+        """All pairs of rows that score at least `threshold`, each once: `(later, earlier, scores, crowded)`, positions, by the later one.
 
-        They come in parts, each of some later rows with all before them.
+        They come in parts, each of `QUERIES` later rows, from position `begin` on, with all before them. With `most`, a row that has
+        more earlier partners is one of the part's `crowded`, and comes with the first few of them only.
         """
 
-        def partners(begin: int) -> tuple[Array, Array, Array]:
-            positions = np.arange(begin, min(begin + QUERIES, len(self)))
-            asked, scores, others = self._within(self.vectors(positions), threshold, None, begin)
-            return positions[asked], others, scores
+        def partners(start: int) -> tuple[Array, Array, Array, Array]:
+            positions = np.arange(start, min(start + QUERIES, len(self)))
+            asked, scores, others, crowded = self._within(self.vectors(positions), threshold, None, start, most)
+            return positions[asked], others, scores, positions[crowded]
 
         self._code()
-        yield from (found for _, found in each_on_a_core(partners, range(0, len(self), QUERIES)))
+        yield from (found for _, found in each_on_a_core(partners, range(begin, len(self), QUERIES)))
 
-    def pairs(self, threshold: float) -> Iterator[tuple[int, Array, Array]]:
-        """For each position, in order: the earlier positions that score at least `threshold` with it, and the scores."""
-        at = 0
-        for later, earlier, scores in self.join(threshold):
-            until = min(at + QUERIES, len(self))
-            ends = np.searchsorted(later, np.arange(at + 1, until))
-            yield from zip(range(at, until), np.split(earlier, ends), np.split(scores, ends), strict=True)
-            at = until
+    def partners(
+        self, queries: Array, threshold: float, *, allowed: Array | None = None, most: int | None = None
+    ) -> Iterator[tuple[Array, Array, Array, Array]]:
+        """All pairs of a query and a row that score at least `threshold`: `(queries, positions, scores, crowded)`, by query.
+
+        They come in parts, each of `QUERIES` queries. `allowed` as in `search`, `most` as in `join`.
+        """
+        queries = np.ascontiguousarray(queries, np.float32)
+
+        def answer(start: int) -> tuple[Array, Array, Array, Array]:
+            asked, scores, positions, crowded = self._within(queries[start : start + QUERIES], threshold, allowed, None, most)
+            return start + asked, positions, scores, start + crowded
+
+        self._code()
+        yield from (found for _, found in each_on_a_core(answer, range(0, len(queries), QUERIES)))
 
     def vectors(self, positions: Array) -> Array:
         """The vectors at these positions: stored rows, renormalised in float32, `(n, dim)`."""
@@ -410,27 +429,52 @@ class ExactIndex:
         reach = np.maximum(reach, candidates.kth(best, merged)[:, -1].numpy())
         return self.best_of(queries, k, *candidates.among(reach))
 
-    def _within(self, queries: Array, threshold: float, allowed: Array | None, first: int | None) -> tuple[Array, Array, Array]:
-        """All pairs that score `threshold` or more: `(queries, scores, positions)`, by query.
+    def _within(
+        self, queries: Array, threshold: float, allowed: Array | None, first: int | None, most: int | None = None
+    ) -> tuple[Array, Array, Array, Array]:
+        """All pairs that score `threshold` or more: `(queries, scores, positions, crowded)`, by query.
 
-        With `first`, the queries are the rows from that position on, and positions come before their query's.
+        With `first`, the queries are the rows from that position on, and positions come before their query's. With `most`, a query
+        that has more of them is crowded: it comes with the first `FEW` that are certain.
         """
         until = None if first is None else first + len(queries)
-        wanted = np.full(len(queries), threshold)
+        floor = np.full(len(queries), threshold)
+        wanted = floor.copy()
+        certain = np.zeros(len(queries), np.int64)
+        given = np.zeros(len(queries), np.int64)
         found: list[tuple[Array, Array, Array]] = []
 
+        def earlier(asked: Array, positions: Array) -> Array:
+            return positions < asked + first if first is not None else np.ones(len(asked), bool)
+
         def settle() -> None:
-            asked, positions = candidates.among(wanted)
-            if first is not None:
-                earlier = positions < asked + first
-                asked, positions = asked[earlier], positions[earlier]
+            asked, positions = candidates.among(floor)
+            kept = earlier(asked, positions)
+            asked, positions = asked[kept], positions[kept]
+            if crowded.any():
+                order = np.lexsort((positions, asked))
+                asked, positions = asked[order], positions[order]
+                kept = ~crowded[asked] | (_places(asked) + given[asked] < FEW)
+                asked, positions = asked[kept], positions[kept]
             scores = self._scores(queries, asked, positions)
             enough = scores >= threshold
             found.append((asked[enough], scores[enough], positions[enough]))
+            np.add.at(given, asked[enough], 1)
 
         candidates = _Candidates()
+        crowded = np.zeros(len(queries), bool)
         for block in self._blocks(queries, allowed, until):
+            parts = len(candidates.queries)
             candidates.take(block, block.least(wanted))
+            if most is not None:
+                for asked, positions, lows in zip(
+                    candidates.queries[parts:], candidates.positions[parts:], candidates.lows[parts:], strict=True
+                ):
+                    sure = (lows >= threshold) & earlier(asked, positions)
+                    certain += np.bincount(asked[sure], minlength=len(queries))
+                crowded = certain > most
+                wanted[crowded] = np.inf  # what it has is enough
+                candidates.thin(crowded, threshold)
             if candidates.held > _MOST_CANDIDATES:
                 settle()
                 candidates = _Candidates()
@@ -438,7 +482,7 @@ class ExactIndex:
         settle()
         asked, scores, positions = (np.concatenate(part) for part in zip(*found, strict=True))
         order = np.argsort(asked, kind="stable")
-        return asked[order], scores[order], positions[order]
+        return asked[order], scores[order], positions[order], np.flatnonzero(crowded)
 
     def _scores(self, queries: Array, asked: Array, positions: Array) -> Array:
         """Exact float64 scores of pairs of a query and a position."""

@@ -167,9 +167,9 @@ def test_pairs_are_all_pairs_at_or_above_the_threshold_once(threshold: float, mo
     index.add(np.arange(150), rows[:150])
     index.add(np.arange(150, 400), rows[150:])
     found = {
-        (position, int(other)): score
-        for position, others, scores in index.pairs(threshold)
-        for other, score in zip(others, scores, strict=True)
+        (int(one), int(other)): score
+        for later, earlier, scores, _ in index.join(threshold)
+        for one, other, score in zip(later, earlier, scores, strict=True)
     }
     truth = reference(renormalise(rows), rows)
     expected = {(i, j) for i in range(400) for j in range(i) if truth[i, j] >= threshold}

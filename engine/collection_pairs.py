@@ -1,0 +1,186 @@
+"""Near-duplicates of a collection: what the search for pairs needs to know of its rows, and the list that is kept beside it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embell.engine.duplicates import Duplicates, Rows, judge
+from embell.engine.normalise import text_mark
+from embell.engine.pair_search import PairList, Progress, find_pairs
+from embell.engine.rules import ranks
+from embell.engine.saved_pairs import FOLDER, SavedPairs
+from embell.errors import UsageError
+from embell.indexers.exact import ExactIndex
+from embell.indexers.store import writer_lock
+
+if TYPE_CHECKING:
+    from embell.engine.collection import Collection
+    from embell.engine.snapshot import Snapshot
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The living rows of a collection, in the order of their keys. Marks and lengths are empty unless texts were read."""
+
+    keys: Array
+    index: ExactIndex
+    ids: list[str]
+    marks: list[bytes]
+    lengths: Array
+    values: dict[str, list[Any]]
+
+    @classmethod
+    def of(cls, collection: Collection, index: ExactIndex, fields: set[str], texts: bool = True) -> _Read:
+        known = collection.store.metadata_types
+        for name in sorted(fields - set(known)):
+            raise UsageError(f"{collection.path}: there is no field {name!r}; there are {', '.join(sorted(known)) or 'none'}")
+        keys = index.keys
+        ids, marks, lengths = [""] * len(keys), [b""] * len(keys), np.zeros(len(keys), np.int64)
+        values: dict[str, list[Any]] = {name: [None] * len(keys) for name in fields}
+        for row in collection.store.scan(["key", "id", *(["text"] if texts else []), *fields]):
+            at = int(np.searchsorted(keys, row["key"]))
+            if at < len(keys) and keys[at] == row["key"]:
+                ids[at] = row["id"]
+                if texts:
+                    marks[at], lengths[at] = text_mark(row["text"]), len(row["text"])
+                for name in fields:
+                    values[name][at] = row[name]
+        return cls(keys, index, ids, marks, lengths, values)
+
+
+def _living(snapshot: Snapshot) -> ExactIndex:
+    if snapshot.alive is None:
+        return snapshot.rows
+    living = np.flatnonzero(snapshot.alive)
+    index = ExactIndex(snapshot.rows.dim)
+    index.add(snapshot.keys[living], snapshot.rows.stored(living))
+    return index
+
+
+def _texts(collection: Collection, keys: Array) -> Iterator[str]:
+    """The texts of these rows, in the order of the keys; few are held where the table has about the same order."""
+    waiting: dict[int, str] = {}
+    at = 0
+    for row in collection.store.scan(["key", "text"]):
+        waiting[row["key"]] = row["text"]
+        while at < len(keys) and int(keys[at]) in waiting:
+            yield waiting.pop(int(keys[at]))
+            at += 1
+
+
+def collection_duplicates(
+    collection: Collection,
+    snapshot: Snapshot,
+    thresholds: Mapping[str, float],
+    keep: str,
+    rule: str,
+    group_by: str | None,
+    progress: Progress | None,
+    on_note: Callable[[str], None] | None,
+) -> Duplicates:
+    """`Collection.duplicates`, of a snapshot."""
+    fields = {name for name in (keep.rpartition(":")[0], group_by) if name}
+    index = _living(snapshot)
+    before = SavedPairs.read(collection.path) if group_by is None else None
+    saved = None if before is None else before.now(index.keys)
+    reason = "rows were deleted" if before is not None else ""
+    if saved is not None:
+        reason = saved.pairs.lacks(thresholds, keep)
+    again = saved is not None and not reason and len(saved.keys) == len(index)
+    read = _Read.of(collection, index, fields, texts=not again or keep in ("longest", "shortest"))
+    rows = Rows(read.ids, read.lengths, read.values)
+    if group_by is not None:
+        numbers: dict[Any, int] = {}
+        groups = np.array([numbers.setdefault(value, len(numbers)) for value in read.values[group_by]], np.int64)
+        return judge(_searched(collection, read, thresholds, keep, groups, progress), rows, thresholds, keep, rule)
+    if saved is not None and again:
+        return judge(saved.pairs, rows, thresholds, keep, rule)
+    known = saved.pairs if saved is not None and not reason else None
+    if reason and on_note is not None:
+        on_note(f"looking for pairs anew: {reason}")
+    floors = thresholds if known is None else known.floors
+    found = _found(collection, read, floors, known, progress)
+    with writer_lock(collection.path):
+        SavedPairs(read.keys, read.marks, found).write(collection.path)
+    shutil.rmtree(_folder(collection), ignore_errors=True)
+    if found.lacks(thresholds, keep):  # capped rows were linked to the first ones, not to those that are preferred here
+        found = _searched(collection, read, thresholds, keep, None, progress)
+    return judge(found, rows, thresholds, keep, rule)
+
+
+def _folder(collection: Collection) -> Any:
+    return collection.path / FOLDER / "unfinished"
+
+
+def _found(
+    collection: Collection, read: _Read, floors: Mapping[str, float], known: PairList | None, progress: Progress | None
+) -> PairList:
+    return find_pairs(
+        read.marks,
+        read.index,
+        lambda: _texts(collection, read.keys),
+        floors,
+        known=known,
+        folder=_folder(collection),
+        progress=progress,
+    )
+
+
+def _searched(
+    collection: Collection,
+    read: _Read,
+    thresholds: Mapping[str, float],
+    keep: str,
+    groups: Array | None,
+    progress: Progress | None,
+) -> PairList:
+    """A list for this call only, with the rows in the order of preference."""
+    name = keep.rpartition(":")[0]
+    policy = keep if keep != "central" else "first"  # which are central is known when all pairs are
+    order = np.argsort(ranks(policy, len(read.ids), lengths=read.lengths, values=read.values.get(name)))
+    index = ExactIndex(read.index.dim)
+    index.add(np.arange(len(order)), read.index.stored(order))
+
+    def texts() -> Iterator[str]:
+        everything = list(_texts(collection, read.keys))
+        return (everything[at] for at in order)
+
+    found = find_pairs(
+        [read.marks[at] for at in order],
+        index,
+        texts,
+        thresholds,
+        groups=None if groups is None else groups[order],
+        progress=progress,
+    )
+    return found.renumbered(order)
+
+
+def collection_leaks(
+    one: Collection,
+    snapshot: Snapshot,
+    other: Collection,
+    theirs: Snapshot,
+    thresholds: Mapping[str, float],
+    progress: Progress | None,
+) -> Duplicates:
+    """`Collection.leaks`, of two snapshots."""
+    mine, reference = _Read.of(one, _living(snapshot), set()), _Read.of(other, _living(theirs), set())
+    index = ExactIndex(mine.index.dim)
+    for at, read in ((0, reference), (len(reference.ids), mine)):
+        index.add(np.arange(at, at + len(read.ids)), read.index.stored(np.arange(len(read.ids))))
+
+    def texts() -> Iterator[str]:
+        yield from _texts(other, reference.keys)
+        yield from _texts(one, mine.keys)
+
+    found = find_pairs(reference.marks + mine.marks, index, texts, thresholds, split=len(reference.ids), progress=progress)
+    rows = Rows(reference.ids + mine.ids, np.concatenate([reference.lengths, mine.lengths]))
+    return judge(found, rows, thresholds)
