@@ -51,6 +51,28 @@ def progress(what: str) -> Iterator[Callable[[int], None]]:
         yield step
 
 
+@contextmanager
+def compared(what: str) -> Iterator[Callable[[str, float], None]]:
+    """A bar on stderr for work whose share is known, with an estimate of the time left; nothing if stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda stage, share: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeElapsedColumn(),
+               TextColumn("left:"), TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=1.0)
+
+        def step(stage: str, share: float) -> None:
+            if bar.tasks[0].description != f"{what} ({stage})":
+                bar.reset(task, description=f"{what} ({stage})")
+            bar.update(task, completed=share)
+
+        yield step
+
+
 def waiting() -> None:
     """Says that another process holds the collection."""
     note("another process is writing to this collection; waiting for it to finish")

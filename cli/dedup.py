@@ -6,16 +6,19 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from embell.cli.console import counted, json_value, note, progress, snippet, write_json
+from embell.cli.console import compared, counted, json_value, note, progress, snippet, write_json
+from embell.cli.dedup_outputs import Texts, bars, read_decisions, report_of, tell_suggestions, write_outputs
+from embell.cli.duplicate_report import write_report
 from embell.cli.options import ModelOptions, corpus_options, json_option, model_options
 from embell.cli.outputs import check_outputs, whole_file
 
@@ -27,65 +30,164 @@ if TYPE_CHECKING:
 
 @click.command(no_args_is_help=True)
 @click.argument("sources", metavar="SOURCE_OR_DIR...", nargs=-1, required=True)
-@click.option("--threshold", type=float, default=0.9, show_default=True, help="Cosine at which two texts are duplicates.")
+@click.option("--threshold", type=float, help="Cosine at which two texts are duplicates, whatever their words are.")
+@click.option(
+    "--overlap", type=float, metavar="SHARE", help="Share of the shorter text's words that such a pair must have in common."
+)
+@click.option(
+    "--lexical", type=float, metavar="JACCARD", help="Share of all words of two texts that lexical duplicates have in common."
+)
+@click.option(
+    "--contained", type=float, metavar="SHARE", help="Share of the shorter text's words that are in the longer: part of it."
+)
+@click.option("--kinds", metavar="KIND,...", help="What to look for: exact, lexical, contained, semantic.")
+@click.option(
+    "--against", multiple=True, metavar="SOURCE_OR_DIR", help="Find the rows that this has too (repeatable), such as test items."
+)
+@click.option("--keep", default="first", show_default=True, metavar="POLICY",
+              help="Which of two is kept: first, last, longest, shortest, central, FIELD:max or FIELD:min.")  # fmt: skip
+@click.option("--rule", type=click.Choice(["cover", "components", "complete"]), default="cover", show_default=True,
+              help="How pairs decide: a kept row near each dropped one; connected rows; groups of which all are near.")  # fmt: skip
+@click.option("--group-by", metavar="FIELD", help="Compare only rows with the same value of this field.")
+@click.option(
+    "--decisions", metavar="FILE.jsonl", help="Decisions from the report's review: pairs that are duplicates, or are not."
+)
+@click.option("--suggest", metavar="FILE.jsonl", help="Instead of removing: thresholds that fit these decisions best.")
 @click.option("--output", metavar="FILE.jsonl", help="Write the rows that are kept.")
 @click.option("--removed", metavar="FILE.jsonl", help="Write the rows that are dropped, each with the kept one and the score.")
 @click.option("--pairs", metavar="FILE.parquet", help="Write every pair of duplicates.")
+@click.option(
+    "--report", "page", metavar="FILE.html", help="Write a page that shows the duplicates, to be reviewed in a browser."
+)
 @corpus_options
 @model_options
 @json_option
 def dedup(
     sources: tuple[str, ...],
-    threshold: float,
+    threshold: float | None,
+    overlap: float | None,
+    lexical: float | None,
+    contained: float | None,
+    kinds: str | None,
+    against: tuple[str, ...],
+    keep: str,
+    rule: str,
+    group_by: str | None,
+    decisions: str | None,
+    suggest: str | None,
     output: str | None,
     removed: str | None,
     pairs: str | None,
+    page: str | None,
     corpus: CorpusOptions,
     model: ModelOptions,
     as_json: bool,
 ) -> None:
-    """Find near-duplicates: texts that agree but for case and spacing, and texts whose vectors nearly do.
+    """Find near-duplicates: copies but for case and spacing, texts of nearly the same words, and texts of the same meaning.
 
-    The first of each kind is kept. No two kept rows are duplicates of each other, and every dropped row names
-    a kept one. JSON Lines are written out as they stood; nothing in the source or the collection is changed.
+    With --threshold, cosine alone decides. The first of each kind is kept, unless --keep says otherwise. No two kept rows are duplicates of
+    each other, and every dropped row names a kept one. JSON Lines are written out as they stood; the source is not changed. Beside a
+    collection the pairs are kept: another threshold is then a matter of seconds.
 
     \b
-    embell dedup corpus.jsonl --threshold 0.95 --output kept.jsonl --removed removed.jsonl
-    embell dedup notes.embell --pairs pairs.parquet
+    embell dedup corpus.jsonl --output kept.jsonl --removed removed.jsonl --report duplicates.html
+    embell dedup train.jsonl --against test.jsonl --output clean.jsonl
+    embell dedup notes.embell --threshold 0.92 --keep longest
     """
     import time
 
-    from embell.engine.duplicates import check_threshold
-    from embell.engine.manifest import FILE
+    from embell.engine.duplicates import chosen_thresholds
+    from embell.engine.rules import check_keep
     from embell.indexers.corpora import CorpusReport
 
-    check_threshold(threshold)
-    check_outputs(output=output, removed=removed, pairs=pairs)
-    for path in (output, removed, pairs):
-        if path not in (None, "-") and any(os.path.realpath(source) == os.path.realpath(path) for source in sources):
+    check_keep(keep)
+    chosen: dict[str, Any] = {"lexical": lexical, "contained": contained, "overlap": overlap, "kinds": _kinds(kinds)}
+    chosen_thresholds(threshold, **chosen)
+    outputs = {"output": output, "removed": removed, "pairs": pairs, "report": page}
+    check_outputs(**outputs)
+    for path in outputs.values():
+        if path not in (None, "-") and any(os.path.realpath(source) == os.path.realpath(path) for source in (*sources, *against)):
             raise click.UsageError(f"{path} is the source and would be overwritten; name another file")
-    if pairs == "-":
-        raise click.UsageError("--pairs needs a file: Parquet does not go to stdout")
+    for option in ("pairs", "report"):
+        if outputs[option] == "-":
+            raise click.UsageError(f"--{option} needs a file: it does not go to stdout")
+    if against and (group_by or keep != "first" or rule != "cover"):
+        raise click.UsageError("--against decides by itself what is dropped: leave out --keep, --rule and --group-by")
+    if suggest and any(outputs.values()):
+        raise click.UsageError("--suggest writes nothing: leave out --output, --removed, --pairs and --report")
+    judged = read_decisions(given) if (given := decisions or suggest) else []
     began = time.monotonic()
     report = CorpusReport()
+    fields = {name for name in (keep.rpartition(":")[0], group_by) if name}
     with ExitStack() as stack:
-        if any(Path(source, FILE).is_file() for source in sources):
-            if len(sources) > 1:
-                raise click.UsageError("a collection is looked at alone; give one directory, or only sources")
-            from embell.engine.collection import Collection
+        folder = _work_folder(stack, outputs)
+        collection, records = _opened(stack, folder / "dedup.embell", sources, corpus, model, report, fields)
+        collections = [collection]
+        with compared("Comparing") as step:
+            if against:
+                other, _ = _opened(stack, folder / "against.embell", against, corpus, model, CorpusReport(), set())
+                collections.append(other)
+                found = collection.leaks(other, threshold, progress=step, **chosen)
+            else:
+                found = collection.duplicates(
+                    threshold, keep=keep, rule=rule, group_by=group_by, progress=step, on_note=note, **chosen
+                )
+        if suggest:
+            tell_suggestions(found, judged, collection, as_json)
+            return
+        if judged:
+            found = found.decided(judged)
+        texts = Texts(collections)
+        write_outputs(found, records, texts, output, removed, pairs)
+        if page:
+            with whole_file(page) as file:
+                write_report(report_of(found, texts, _title(sources, against)), file)
+        shown = [] if as_json or any(outputs.values()) else found.dropped[:10]
+        _tell(found, report, shown, texts, time.monotonic() - began, as_json, "-" in (output, removed))
+        shutil.rmtree(folder, ignore_errors=True)
 
-            collection = Collection.open(sources[0])
-            records: Callable[[], Iterable[tuple[str, bytes]]] = partial(_collection_rows, collection)
-        else:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="embell-")))
-            stdin = _spooled(stack) if "-" in sources else None
-            collection = _temporary(folder, sources, corpus, model, report, stdin)
-            records = partial(_source_rows, sources, corpus, stdin)
-        with progress("Comparing"):
-            found = collection.duplicates(threshold)
-        _write(found, records, collection, output, removed, pairs)
-        shown = [] if as_json or output or removed or pairs else found.dropped[:10]
-        _tell(found, report, shown, _texts(collection, shown), time.monotonic() - began, as_json, "-" in (output, removed))
+
+def _kinds(kinds: str | None) -> list[str] | None:
+    return None if kinds is None else [kind.strip() for kind in kinds.split(",") if kind.strip()]
+
+
+def _title(sources: Sequence[str], against: Sequence[str]) -> str:
+    return ", ".join(Path(source).name for source in sources) + (
+        f" against {', '.join(Path(a).name for a in against)}" if against else ""
+    )
+
+
+def _work_folder(stack: ExitStack, outputs: dict[str, str | None]) -> Path:
+    """Where vectors and pairs lie until the results are written: beside the first output, so that the same command goes on if it was killed."""
+    for path in outputs.values():
+        if path not in (None, "-") and not (Path(path).exists() and not Path(path).is_file()):
+            folder = Path(f"{os.path.realpath(path)}.unfinished")
+            folder.mkdir(exist_ok=True)
+            return folder
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="embell-")))
+
+
+def _opened(
+    stack: ExitStack,
+    folder: Path,
+    sources: tuple[str, ...],
+    corpus: CorpusOptions,
+    model: ModelOptions,
+    report: CorpusReport,
+    fields: set[str],
+) -> tuple[Collection, Callable[[], Iterable[tuple[str, bytes]]]]:
+    """A collection, or one of these sources; and its rows as they are to be written."""
+    from embell.engine.manifest import FILE
+
+    if any(Path(source, FILE).is_file() for source in sources):
+        if len(sources) > 1:
+            raise click.UsageError("a collection is looked at alone; give one directory, or only sources")
+        from embell.engine.collection import Collection
+
+        collection = Collection.open(sources[0])
+        return collection, partial(_collection_rows, collection)
+    stdin = _spooled(stack) if "-" in sources else None
+    return _temporary(folder, sources, corpus, model, report, stdin, fields), partial(_source_rows, sources, corpus, stdin)
 
 
 def _temporary(
@@ -95,10 +197,11 @@ def _temporary(
     model: ModelOptions,
     report: CorpusReport,
     stdin: BinaryIO | None,
+    fields: set[str],
 ) -> Collection:
-    """The sources as a collection that goes away at the end: so a large corpus need not fit into memory."""
+    """The sources as a collection that goes away at the end: so a large corpus need not fit into memory, and nothing is encoded twice."""
     from embell.engine.collection import Collection
-    from embell.errors import CorpusError
+    from embell.errors import CollectionError, CorpusError
     from embell.indexers.corpora import read_corpus
 
     documents = read_corpus(sources, corpus, report, stdin=stdin)
@@ -107,17 +210,23 @@ def _temporary(
         raise CorpusError(
             f"{', '.join(sources)}: no text in it" + (f" (the first row without is {report.first_empty})" if report.empty else "")
         )
-    collection = Collection.create(folder / "dedup.embell", model.load())
+    encoder = model.load()
+    try:
+        collection = Collection.create(folder, encoder, exist_ok=True)
+        if len(collection):
+            note("going on where the last run was stopped")
+    except CollectionError:  # of another model
+        shutil.rmtree(folder)
+        collection = Collection.create(folder, encoder)
 
     def bare() -> Iterator[Any]:
         from dataclasses import replace
 
-        yield replace(first, metadata={})
-        for document in documents:
-            yield replace(document, metadata={})
+        for document in chain([first], documents):
+            yield replace(document, metadata={name: value for name, value in document.metadata.items() if name in fields})
 
     with progress("Encoding") as step:
-        done = collection.add(bare(), progress=step, on_warning=note)
+        done = collection.add(bare(), prune=True, progress=step, on_warning=note)
     if report.empty:
         note(f"without text, so not compared but kept: {counted(report.empty, 'row')}, the first is {report.first_empty}")
     if report.rejected:
@@ -181,79 +290,58 @@ def _collection_rows(collection: Collection) -> Iterator[tuple[str, bytes]]:
         yield row["id"], orjson.dumps({name: value for name, value in row.items() if value is not None}, default=json_value)
 
 
-def _texts(collection: Collection, dropped: Sequence[Dropped]) -> dict[str, str]:
-    """Texts of these dropped rows and of those they were dropped for."""
-    ids = {row.id for row in dropped} | {row.kept_id for row in dropped}
-    return {row["id"]: row["text"] for row in collection.store.rows_of(sorted(ids), ["id", "text"])}
-
-
-def _write(
-    found: Duplicates,
-    records: Callable[[], Iterable[tuple[str, bytes]]],
-    collection: Collection,
-    output: str | None,
-    removed: str | None,
-    pairs: str | None,
-) -> None:
-    """Write what was asked for."""
-    if output:
-        dropped = {row.id for row in found.dropped}
-        with whole_file(output) as file:
-            for identity, line in records():
-                if not identity or identity not in dropped:
-                    file.write(line.decode("utf-8", "replace") + "\n")
-    if removed:
-        with whole_file(removed) as file:
-            for begin in range(0, len(found.dropped), 2000):
-                some = found.dropped[begin : begin + 2000]
-                texts = _texts(collection, some)
-                for row in some:
-                    write_json({**asdict(row), "text": texts[row.id]}, file)
-    if pairs:
-        import pyarrow.parquet
-
-        # The threshold is the list's floor: below it nothing was looked for.
-        table = found.pairs.replace_schema_metadata({"embell.threshold": str(found.threshold)})
-        with whole_file(pairs, "wb") as file:
-            pyarrow.parquet.write_table(table, file)
-
-
 def _tell(
     found: Duplicates,
     report: CorpusReport,
     shown: Sequence[Dropped],
-    texts: dict[str, str],
+    texts: Texts,
     seconds: float,
     as_json: bool,
     stdout_taken: bool,
 ) -> None:
-    exact = sum(row.kind == "exact" for row in found.dropped)
-    semantic = len(found.dropped) - exact
+    kinds = Counter(row.kind for row in found.dropped)
     documents = len(found.kept) + len(found.dropped)
     if found.capped:
-        note(f"{counted(found.capped, 'row')} with more than 1,000 partners: only the link to the kept row is in the pair list")
+        note(
+            f"{counted(found.capped, 'row')} with more than 1,000 partners: only the links to a few of them are in the pair list"
+        )
     if as_json:
         summary = {
             "documents": documents,
             "kept": len(found.kept),
             "dropped": len(found.dropped),
-            "exact": exact,
-            "semantic": semantic,
+            **{kind: kinds[kind] for kind in found.thresholds if kind != "overlap"},
             "pairs": found.pairs.num_rows,
             "capped": found.capped,
-            "threshold": found.threshold,
+            "threshold": found.thresholds.get("semantic"),
+            "thresholds": found.thresholds,
             "empty": report.empty,
             "rejected": report.rejected,
             "seconds": round(seconds, 3),
         }
         write_json(summary, sys.stderr if stdout_taken else None)
         return
+    some = texts.of(shown)
     for row in shown:
-        click.echo(f"{row.score:.3f} {row.kind:<9}{row.id}: {snippet(texts[row.id], 90)}")
-        click.echo(f"      kept     {row.kept_id}: {snippet(texts[row.kept_id], 90)}")
+        click.echo(f"{row.score:.3f} {row.kind:<10}{row.id}: {snippet(some[row.id], 90)}")
+        click.echo(f"      kept      {row.kept_id}: {snippet(some[row.kept_id], 90)}")
     if shown and len(found.dropped) > len(shown):
-        click.echo(f"… and {len(found.dropped) - len(shown):,} more; --removed FILE.jsonl writes them all")
-    note(
-        f"{counted(documents, 'document')}: {len(found.kept):,} kept, {len(found.dropped):,} dropped "
-        f"({exact:,} exact, {semantic:,} at cosine {found.threshold} or more; {seconds:.1f} s)"
-    )
+        click.echo(
+            f"… and {len(found.dropped) - len(shown):,} more; --removed FILE.jsonl writes them all, --report FILE.html shows them"
+        )
+    for line in bars(found):
+        note(line)
+    how = ", ".join(f"{kinds[kind]:,} {kind}{_where(kind, found.thresholds)}" for kind in found.thresholds if kind != "overlap")
+    note(f"{counted(documents, 'document')}: {len(found.kept):,} kept, {len(found.dropped):,} dropped ({how}; {seconds:.1f} s)")
+
+
+def _where(kind: str, thresholds: dict[str, float]) -> str:
+    """What a kind's threshold means, in words."""
+    if kind == "semantic":
+        shared = f" with {thresholds['overlap']:.0%} of the words" if "overlap" in thresholds else ""
+        return f" at cosine {thresholds[kind]} or more{shared}"
+    return {
+        "exact": "",
+        "lexical": f" at Jaccard {thresholds[kind]} or more",
+        "contained": f" with {thresholds[kind]:.0%} in another",
+    }[kind]

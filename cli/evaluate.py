@@ -1,4 +1,4 @@
-"""`embell evaluate sts` and `embell evaluate retrieval`."""
+"""`embell evaluate sts`, `embell evaluate retrieval` and `embell evaluate duplicates`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def evaluate() -> None:
     \b
     embell evaluate sts stsb-test.tsv
     embell evaluate retrieval cranfield/
+    embell evaluate duplicates mrpc-test.tsv --choose-on mrpc-train.tsv
     """
 
 
@@ -68,3 +69,49 @@ def retrieval(folders: tuple[str, ...], model: ModelOptions, as_json: bool) -> N
             click.echo(
                 f"{r.dataset:<16}{r.documents:>8,} documents {r.queries:>6,} queries   nDCG@10 {r.ndcg_at_10:.3f}   recall@100 {r.recall_at_100:.3f}"
             )
+
+
+@evaluate.command(no_args_is_help=True)
+@click.argument("files", metavar="FILE.tsv...", nargs=-1, required=True)
+@click.option("--choose-on", metavar="FILE.tsv", help="Labelled pairs on which the thresholds are chosen, by F1.")
+@click.option("--label-field", metavar="F", help="Column of the label, 1 or 0.  [default: label, or is_duplicate]")
+@model_options
+@json_option
+def duplicates(
+    files: tuple[str, ...], choose_on: str | None, label_field: str | None, model: ModelOptions, as_json: bool
+) -> None:
+    """Precision, recall, F1 and average precision on pairs that are labelled as duplicates or not.
+
+    Each file is TSV with the columns sentence1, sentence2 (or question1, question2) and label. Cosine, Jaccard and containment are measured
+    alone, and together as `embell dedup` combines them, with its usual thresholds unless --choose-on finds others.
+    """
+    from embell.engine.duplicate_evaluation import LabelledScores, choose, evaluate_duplicates
+    from embell.engine.pair_search import THRESHOLDS
+
+    encoder = model.load()
+    train = LabelledScores.of(encoder, Path(choose_on), label_field) if choose_on else None
+    usual = {kind: value for kind, value in THRESHOLDS.items() if kind != "contained"}
+    chosen = usual if train is None else choose(train)
+    for file in files:
+        pairs = LabelledScores.of(encoder, Path(file), label_field)
+        results = evaluate_duplicates(pairs, chosen, train)
+        for kind, at in results.items():
+            told = (
+                {}
+                if kind == "together"
+                else {"threshold": round(at.threshold, 4), "average_precision": round(at.average_precision, 4)}
+            )
+            if kind == "together":
+                told = {"thresholds": chosen}
+            if as_json:
+                write_json(
+                    {"dataset": pairs.dataset, "pairs": len(pairs.labels), "duplicates": int(pairs.labels.sum()), "kind": kind,
+                     "precision": round(at.precision, 4), "recall": round(at.recall, 4), "f1": round(at.f1, 4), **told}
+                )  # fmt: skip
+            else:
+                how = ", ".join(f"{name} {value:g}" for name, value in told.get("thresholds", {}).items()) or (
+                    f"at {at.threshold:.3f}   average precision {at.average_precision:.3f}"
+                )
+                click.echo(
+                    f"{pairs.dataset:<16}{kind:<11}precision {at.precision:.3f}   recall {at.recall:.3f}   F1 {at.f1:.3f}   {how}"
+                )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class _Read:
     def of(cls, collection: Collection, index: ExactIndex, fields: set[str], texts: bool = True) -> _Read:
         known = collection.store.metadata_types
         for name in sorted(fields - set(known)):
-            raise UsageError(f"{collection.path}: there is no field {name!r}; there are {', '.join(sorted(known)) or 'none'}")
+            raise UsageError(f"no document has the field {name!r}" + (f"; there are {', '.join(sorted(known))}" if known else ""))
         keys = index.keys
         ids, marks, lengths = [""] * len(keys), [b""] * len(keys), np.zeros(len(keys), np.int64)
         values: dict[str, list[Any]] = {name: [None] * len(keys) for name in fields}
@@ -106,31 +107,18 @@ def collection_duplicates(
     if reason and on_note is not None:
         on_note(f"looking for pairs anew: {reason}")
     floors = thresholds if known is None else known.floors
-    found = _found(collection, read, floors, known, progress)
-    with writer_lock(collection.path):
-        SavedPairs(read.keys, read.marks, found).write(collection.path)
-    shutil.rmtree(_folder(collection), ignore_errors=True)
+    kept = os.access(collection.path, os.W_OK)  # of a collection that may only be read, pairs are found anew each time
+    folder = collection.path / FOLDER / "unfinished" if kept else None
+    found = find_pairs(
+        read.marks, read.index, lambda: _texts(collection, read.keys), floors, known=known, folder=folder, progress=progress
+    )
+    if folder is not None:
+        with writer_lock(collection.path):
+            SavedPairs(read.keys, read.marks, found).write(collection.path)
+        shutil.rmtree(folder, ignore_errors=True)
     if found.lacks(thresholds, keep):  # capped rows were linked to the first ones, not to those that are preferred here
         found = _searched(collection, read, thresholds, keep, None, progress)
     return judge(found, rows, thresholds, keep, rule)
-
-
-def _folder(collection: Collection) -> Any:
-    return collection.path / FOLDER / "unfinished"
-
-
-def _found(
-    collection: Collection, read: _Read, floors: Mapping[str, float], known: PairList | None, progress: Progress | None
-) -> PairList:
-    return find_pairs(
-        read.marks,
-        read.index,
-        lambda: _texts(collection, read.keys),
-        floors,
-        known=known,
-        folder=_folder(collection),
-        progress=progress,
-    )
 
 
 def _searched(

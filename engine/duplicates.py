@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +12,23 @@ import numpy as np
 import pyarrow as pa
 
 from embell.engine.normalise import text_mark
-from embell.engine.pair_search import KINDS, OVERLAP, THRESHOLDS, PairList, Progress, check_thresholds, find_pairs
+from embell.engine.pair_search import (
+    KINDS,
+    LOOKED_FOR,
+    OVERLAP,
+    PAIR,
+    THRESHOLDS,
+    PairList,
+    Progress,
+    check_thresholds,
+    find_pairs,
+)
 from embell.engine.rules import check_keep, check_rule, decide, ranks
 from embell.errors import UsageError
 
 if TYPE_CHECKING:
     from embell.engine.encoder import Encoder
+    from embell.engine.threshold_choice import Decision
 
 Array = np.ndarray[Any, Any]
 
@@ -126,6 +137,30 @@ class Duplicates:
             raise UsageError(f"{reason}; look for duplicates anew")
         return judge(self.found, self.rows, wanted, keep or self.keep, rule or self.rule)
 
+    def decided(self, decisions: Iterable[Decision]) -> Duplicates:
+        """Decide again as people have judged: pairs that are no duplicates go, those that are count whatever they score.
+
+        A decision is about two texts: it holds for their copies too. Copies remain copies. Raises UsageError for an id that is not there.
+        """
+        place = {name: at for at, name in enumerate(self.rows.ids)}
+        original = self.found.original
+        pairs = self.found.pairs
+        gone, more = set(), []
+        for one in decisions:
+            for name in (one.id_a, one.id_b):
+                if name not in place:
+                    raise UsageError(f"decisions: there is no document with the id {name!r}")
+            a, b = sorted((int(original[place[one.id_a]]), int(original[place[one.id_b]])))
+            if a != b:
+                gone.add((a, b))
+                if one.duplicate:
+                    more.append((a, b, 1.0, 1.0, KINDS.index("reviewed")))
+        judged = np.fromiter(
+            ((a, b) in gone for a, b in zip(pairs["first"].tolist(), pairs["second"].tolist(), strict=True)), bool, len(pairs)
+        )
+        found = replace(self.found, pairs=np.concatenate([pairs[~judged], np.array(more, PAIR)]))
+        return judge(found, self.rows, {**self.thresholds, "reviewed": 1.0}, self.keep, self.rule)
+
 
 def judge(found: PairList, rows: Rows, thresholds: Mapping[str, float], keep: str = "first", rule: str = "cover") -> Duplicates:
     """Apply thresholds, a keep policy and a rule to a list of pairs.
@@ -181,9 +216,11 @@ def chosen_thresholds(
     """
     given = {"exact": 1.0, "lexical": lexical, "contained": contained, "semantic": semantic}
     if kinds is None:
-        asked = {kind for kind in KINDS if given[kind] is not None}
+        asked = {kind for kind in LOOKED_FOR if given[kind] is not None}
         kinds = sorted(asked if semantic is not None else asked | set(DEFAULT_KINDS))
-    check_thresholds(dict.fromkeys(kinds, 1.0))
+    for kind in kinds:
+        if kind not in LOOKED_FOR:
+            raise UsageError(f"kind {kind!r} is not known; there are {', '.join(LOOKED_FOR)}")
     for kind, value in given.items():
         if value is not None and kind not in kinds and kind != "exact":
             raise UsageError(f"a {kind} threshold is given, but {kind} duplicates are not among the kinds looked for")

@@ -18,7 +18,8 @@ from embell.indexers.exact import ExactIndex
 if TYPE_CHECKING:
     from embell.engine.encoder import Encoder
 
-_SCORES = ("score", "relatedness", "similarity", "label")
+_SCORES = ("score", "relatedness", "similarity", "label", "is_duplicate", "duplicate")
+_SIDES = (("sentence1", "sentence2"), ("question1", "question2"), ("text1", "text2"))
 _DEPTH = 100
 
 
@@ -59,7 +60,9 @@ class SentencePairs:
 
 
 def read_pairs(path: Path, score_field: str | None = None) -> SentencePairs:
-    """The pairs of a TSV file with a header line: `sentence1`, `sentence2`, and `score`, `relatedness` or `score_field`.
+    """The pairs of a TSV file with a header line: `sentence1`, `sentence2`, and `score`, `relatedness`, `label` or `score_field`.
+
+    The columns of the sentences may also be `question1` and `question2`, or `text1` and `text2`.
 
     Raises CorpusError for a file without these columns, with a score that is no number, or with nothing to correlate.
     """
@@ -67,7 +70,8 @@ def read_pairs(path: Path, score_field: str | None = None) -> SentencePairs:
     if not rows:
         raise CorpusError(f"{path}: empty")
     name = score_field or next((known for known in _SCORES if known in rows[0][1]), _SCORES[0])
-    for wanted in ("sentence1", "sentence2", name):
+    one, other = next((sides for sides in _SIDES if sides[0] in rows[0][1]), _SIDES[0])
+    for wanted in (one, other, name):
         if wanted not in rows[0][1]:
             raise CorpusError(f"{path}: has no column {wanted!r}; its columns are {', '.join(rows[0][1])}")
     gold = []
@@ -78,13 +82,13 @@ def read_pairs(path: Path, score_field: str | None = None) -> SentencePairs:
             raise CorpusError(f"{path}:{line}: {name} is {row[name]!r}, not a number") from error
         if not math.isfinite(gold[-1]):
             raise CorpusError(f"{path}:{line}: {name} is {row[name]!r}, not a number")
-        if not (row["sentence1"] or "").strip() or not (row["sentence2"] or "").strip():
+        if not (row[one] or "").strip() or not (row[other] or "").strip():
             raise CorpusError(f"{path}:{line}: a sentence is empty")
     if len(gold) < 2:
         raise CorpusError(f"{path}: one pair is not enough for a correlation")
     if len(set(gold)) == 1:
         raise CorpusError(f"{path}: every {name} is {gold[0]:g}; there is nothing to correlate with")
-    first, second = [row["sentence1"] for _, row in rows], [row["sentence2"] for _, row in rows]
+    first, second = [row[one] for _, row in rows], [row[other] for _, row in rows]
     return SentencePairs(path, first, second, gold, [line for line, _ in rows])
 
 

@@ -25,8 +25,9 @@ from embell.indexers.exact import QUERIES, ExactIndex
 
 Array = np.ndarray[Any, Any]
 
-KINDS = ("exact", "lexical", "contained", "semantic")
-"""Kinds of duplicates, in the order in which they are looked for."""
+KINDS = ("exact", "lexical", "contained", "semantic", "reviewed")
+"""Kinds of duplicates, in the order in which they are looked for; the last is not looked for: people have said so."""
+LOOKED_FOR = KINDS[:-1]
 OVERLAP = "overlap"
 """Beside the kinds: the containment that a semantic pair must have too, where that is asked for."""
 THRESHOLDS = {"lexical": 0.9, "contained": 0.9, "semantic": 0.85, OVERLAP: 0.75}
@@ -101,7 +102,7 @@ def check_thresholds(thresholds: Mapping[str, float]) -> dict[str, float]:
     """Raises UsageError for a kind that does not exist, or a threshold that is not above 0 and at most 1."""
     for kind, threshold in thresholds.items():
         if kind not in KINDS and kind != OVERLAP:
-            raise UsageError(f"kind {kind!r} is not known; there are {', '.join(KINDS)}")
+            raise UsageError(f"kind {kind!r} is not known; there are {', '.join(LOOKED_FOR)}")
         if not 0.0 < threshold <= 1.0:
             raise UsageError(f"the {kind} threshold must lie above 0 and be at most 1, not {threshold}")
     return dict(thresholds)
