@@ -2,33 +2,40 @@
 
     python benchmarks/labelled_duplicates.py --data DATA/dup [--sets mrpc citations] [--final]
 
-Thresholds are tuned for each set on its train part, in steps of 0.01, and reported on its test part. semhash has the vectors of
-the same model; its rule for a pair is a cosine at or above the threshold, and where a corpus is given, it is semhash itself that
-finds the groups. MinHash is rensa's estimate of the Jaccard similarity, of 128 permutations, over runs of words; how many in a
-run is tuned too. The defaults are one pair of numbers for all sets.
+Thresholds are tuned for each set on its train part, in steps of 0.01, and reported on its test part. For embell a pair is one of
+duplicates as in `deduplicate`: the same text after normalisation, or a Jaccard of the words that reaches the lexical threshold, or a
+cosine and a containment that both reach theirs. semhash has the vectors of the same model; its rule for a pair is a cosine at or
+above the threshold, and where a corpus is given, it is semhash itself that finds the groups. MinHash is rensa's estimate of the
+Jaccard similarity, of 128 permutations, over runs of words; how many in a run is tuned too. The defaults are one set of numbers for
+all sets; how well others would do in their place is said for the train parts.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from duplicate_sets import PRIMARY, LabelledCorpus, LabelledPairs, LabelledSet, load
-from scipy.sparse import csr_array
 
 from embell.engine import Encoder
-from embell.engine.normalise import normalise
+from embell.engine.lexical import LexicalSets
+from embell.engine.normalise import normalise, text_mark
+from embell.engine.pair_search import OVERLAP, THRESHOLDS
 
 Array = np.ndarray[Any, Any]
 
 STEPS = 100
-COSINE, CONTAINMENT = 0.70, 0.57
-"""The defaults: duplicates reach both. They maximise the mean F1 of the train parts of the primary sets."""
+LOOSE = {**THRESHOLDS, "semantic": 0.70, OVERLAP: 0.57}
+"""Beside the defaults: the cosine and the containment with the largest mean F1 of the train parts of the primary sets."""
+BETA = 0.5
+"""Of the F-score by which defaults are chosen: a pair that is none costs more than one that is not found."""
+COSINES = range(75, 96)
+"""Where the default semantic threshold is looked for, in steps."""
 RUNS = (1, 2, 3, 5)
 PERMUTATIONS = 128
 
@@ -58,9 +65,13 @@ class Pairs:
         )
 
 
-def embell_scores(pairs: Pairs, vectors: Array) -> tuple[Array, Array]:
-    """Of each pair the cosine, and the containment of the words: those in both texts, over those of the text with fewer."""
-    return cosines(pairs, vectors), containments(pairs)
+def embell_scores(pairs: Pairs, vectors: Array) -> tuple[Array, Array, Array]:
+    """Of each pair the cosine, and of their words the containment and the Jaccard: 1 if the texts are the same after normalisation."""
+    sets = LexicalSets.of(pairs.texts)
+    marks: dict[bytes, int] = {}
+    text = np.array([marks.setdefault(text_mark(text), number) for number, text in enumerate(pairs.texts)])
+    jaccard = np.where(text[pairs.first] == text[pairs.second], 1.0, sets.jaccard(pairs.first, pairs.second))
+    return cosines(pairs, vectors), sets.containment(pairs.first, pairs.second), jaccard
 
 
 def cosines(pairs: Pairs, vectors: Array) -> Array:
@@ -69,22 +80,6 @@ def cosines(pairs: Pairs, vectors: Array) -> Array:
         for begin in range(0, len(pairs.first), 50_000)
     ]
     return np.concatenate(found)
-
-
-def containments(pairs: Pairs) -> Array:
-    words: dict[str, int] = {}
-    sets = [{words.setdefault(word, len(words)) for word in re.findall(r"\w+", normalise(text))} for text in pairs.texts]
-    sizes = np.array([len(one) for one in sets])
-    columns = np.array([word for one in sets for word in one])
-    table = csr_array(
-        (np.ones(len(columns), np.float32), columns, np.r_[0, np.cumsum(sizes)]), shape=(len(sets), max(1, len(words)))
-    )
-    common = [
-        (table[pairs.first[begin : begin + 10_000]] * table[pairs.second[begin : begin + 10_000]]).sum(1)
-        for begin in range(0, len(pairs.first), 10_000)
-    ]
-    found: Array = np.concatenate(common) / np.maximum(np.minimum(sizes[pairs.first], sizes[pairs.second]), 1)
-    return found
 
 
 def minhash_scores(pairs: Pairs, run: int) -> Array:
@@ -110,32 +105,68 @@ def step(scores: Array) -> Array:
     return np.clip(np.floor(scores.astype(np.float64) * STEPS + 1e-3), 0, STEPS).astype(np.int64)
 
 
-def reaching(labels: Array, *scores: Array) -> tuple[Array, Array]:
-    """For each combination of thresholds the true and the false pairs that reach all of them."""
+def counted(of: Array, *scores: Array) -> Array:
+    """How many of these pairs have each combination of scores, in steps."""
     shape = (STEPS + 1,) * len(scores)
-    cells = np.ravel_multi_index([step(score) for score in scores], shape)
-    counts = []
-    for of in (labels, ~labels):
-        count = np.bincount(cells[of], minlength=int(np.prod(shape))).reshape(shape)
-        for axis in range(len(shape)):
-            count = np.flip(np.cumsum(np.flip(count, axis), axis), axis)
-        counts.append(count)
-    return counts[0], counts[1]
+    cells = np.ravel_multi_index([step(score[of]) for score in scores], shape)
+    return np.bincount(cells, minlength=int(np.prod(shape))).reshape(shape)
 
 
-def tune(labels: Array, *scores: Array) -> tuple[float, tuple[int, ...]]:
-    """The largest F1, and the thresholds for it, in steps: of equals, those nearest the middle."""
-    true, false = reaching(labels, *scores)
-    f1 = 2 * true / np.maximum(true + false + labels.sum(), 1)
-    best = np.argwhere(f1 >= f1.max() - 1e-9)
-    middle = best[np.abs(best - np.median(best, axis=0)).sum(1).argmin()]
-    return float(f1.max()), tuple(int(value) for value in middle)
+def from_there(counts: Array, *axes: int) -> Array:
+    """Of each cell, what is in it and in those after it along these axes."""
+    for axis in axes:
+        counts = np.flip(np.cumsum(np.flip(counts, axis), axis), axis)
+    return counts
 
 
-def reached(thresholds: Sequence[int], *scores: Array) -> Array:
-    """The pairs that reach all thresholds."""
-    met: Array = np.logical_and.reduce([step(score) >= limit for score, limit in zip(scores, thresholds, strict=True)])
+def decided(counts: Array) -> Array:
+    """What embell's rule finds at each cosine, containment and Jaccard: those that reach the last, or both of the others."""
+    near = from_there(counts, 0, 1)
+    below = np.cumsum(near, 2) - near
+    found: Array = below + from_there(counts.sum((0, 1)), 0)
+    return found
+
+
+def f_scores(true: Array, false: Array, labels: Array, beta: float = 1.0) -> Array:
+    """The F-score of each number of pairs found, true ones and false ones."""
+    scores: Array = (1 + beta**2) * true / np.maximum(true + false + beta**2 * labels.sum(), 1)
+    return scores
+
+
+def best(f1: Array) -> tuple[int, ...]:
+    """The place of the largest score: of equals, the one nearest the middle."""
+    places = np.argwhere(f1 >= f1.max() - 1e-9)
+    middle = places[np.abs(places - np.median(places, axis=0)).sum(1).argmin()]
+    return tuple(int(value) for value in middle)
+
+
+def tune(labels: Array, score: Array) -> tuple[float, int]:
+    """The largest F1 of one score, and the threshold for it, in steps."""
+    f1 = f_scores(from_there(counted(labels, score), 0), from_there(counted(~labels, score), 0), labels)
+    return float(f1.max()), best(f1)[0]
+
+
+def tune_rule(labels: Array, scores: Sequence[Array]) -> dict[str, float]:
+    """The thresholds of embell's rule with the largest F1."""
+    f1 = f_scores(decided(counted(labels, *scores)), decided(counted(~labels, *scores)), labels)
+    f1[0], f1[:, :, 0] = -1, -1  # thresholds lie above 0
+    return dict(zip(("semantic", OVERLAP, "lexical"), (value / STEPS for value in best(f1)), strict=True))
+
+
+def reached(threshold: int, scores: Array) -> Array:
+    """The pairs whose score reaches the threshold."""
+    met: Array = step(scores) >= threshold
     return met
+
+
+def by_rule(thresholds: Mapping[str, float], scores: Sequence[Array]) -> Array:
+    """The pairs that embell finds with these thresholds."""
+    cosine, containment, jaccard = (
+        reached(round(thresholds[kind] * STEPS), score)
+        for kind, score in zip(("semantic", OVERLAP, "lexical"), scores, strict=True)
+    )
+    found: Array = (cosine & containment) | jaccard
+    return found
 
 
 def figures(found: Array, labels: Array) -> tuple[float, float, float]:
@@ -165,23 +196,73 @@ def semhash_groups(pairs: Pairs, vectors: Array, threshold: float) -> Array:
     return same
 
 
-def measured(one: LabelledSet, encoder: Encoder) -> tuple[list[tuple[float, float, float]], str]:
-    """P, R and F1 of embell, semhash and MinHash, tuned, and of embell's defaults; and what was tuned, in words."""
+@dataclass(frozen=True)
+class Measured:
+    """P, R and F1 of embell, semhash and MinHash, tuned, and of embell's defaults and loose ones; what was tuned, in words.
+
+    `chosen_on` is what the train part says about defaults: the mean of precision, recall, F1 and the F-score that chooses, of each
+    cosine and containment, `(101, 101, 4)`.
+    """
+
+    answers: list[tuple[float, float, float]]
+    said: str
+    chosen_on: Array
+
+
+def measured(one: LabelledSet, encoder: Encoder) -> Measured:
+    """Tuned on the train part, reported on the test part."""
     train, test = Pairs.of(one.train), Pairs.of(one.test)
     known, vectors = (encoder.encode(part.texts, "document") for part in (train, test))
-    ours = embell_scores(test, vectors)
-    _, limits = tune(train.labels, *embell_scores(train, known))
-    _, (cosine,) = tune(train.labels, cosines(train, known))
+    shown, ours = embell_scores(train, known), embell_scores(test, vectors)
+    limits = tune_rule(train.labels, shown)
+    _, cosine = tune(train.labels, shown[0])
     corpus = isinstance(one.test, LabelledCorpus)
-    theirs = semhash_groups(test, vectors, cosine / STEPS) if corpus else reached([cosine], ours[0])
+    theirs = semhash_groups(test, vectors, cosine / STEPS) if corpus else reached(cosine, ours[0])
     tuned = {run: tune(train.labels, minhash_scores(train, run)) for run in RUNS}
     run = max(RUNS, key=lambda words: tuned[words][0])
     limit = tuned[run][1]
-    chosen = " and ".join(f"{value / STEPS:.2f}" for value in limits)
-    said = f"{chosen} / {cosine / STEPS:.2f} / {limit[0] / STEPS:.2f} of {run}-word runs"
-    defaults = [round(value * STEPS) for value in (COSINE, CONTAINMENT)]
-    answers = [reached(limits, *ours), theirs, reached(limit, minhash_scores(test, run)), reached(defaults, *ours)]
-    return [figures(answer, test.labels) for answer in answers], said
+    said = (
+        f"{limits['semantic']:.2f} and {limits[OVERLAP]:.2f}, or {limits['lexical']:.2f} / {cosine / STEPS:.2f} / "
+        f"{limit / STEPS:.2f} of {run}-word runs"
+    )
+    answers = [
+        by_rule(limits, ours), theirs, reached(limit, minhash_scores(test, run)), by_rule(THRESHOLDS, ours), by_rule(LOOSE, ours)
+    ]  # fmt: skip
+    return Measured([figures(answer, test.labels) for answer in answers], said, with_defaults(train.labels, shown))
+
+
+def with_defaults(labels: Array, scores: Sequence[Array]) -> Array:
+    """P, R, F1 and the F-score of the rule with each cosine and containment and the default lexical threshold, × 100."""
+    lexical = round(THRESHOLDS["lexical"] * STEPS)
+    true, false = (decided(counted(of, *scores))[:, :, lexical] for of in (labels, ~labels))
+    both = [true / np.maximum(true + false, 1), true / max(1, int(labels.sum()))]
+    return 100 * np.stack([*both, *(f_scores(true, false, labels, beta) for beta in (1.0, BETA))], axis=-1)
+
+
+def report_defaults(parts: Sequence[Array]) -> None:
+    """Which cosine and containment are the best defaults by what the train parts say, and what others would give."""
+    mean = np.mean(parts, axis=0)
+    allowed = np.where(np.isin(np.arange(STEPS + 1), COSINES)[:, None], mean[:, :, 3], -1)
+    chosen = best(allowed)
+    near = np.argwhere(allowed >= allowed.max() - 0.5)
+    rows = {"best": chosen}
+    rows |= {f"best at {cosine / STEPS:.2f}": (cosine, best(mean[cosine, :, 3])[0]) for cosine in COSINES[::5]}
+    rows |= {
+        name: (round(of["semantic"] * STEPS), round(of[OVERLAP] * STEPS))
+        for name, of in (("shipped", THRESHOLDS), ("loose", LOOSE))
+    }
+    print(f"\nDefaults on the train parts of {len(parts)} primary sets, means; lexical {THRESHOLDS['lexical']:g}\n")
+    print(f"| | cosine and containment | P / R / F1 | F{BETA:g} |\n| --- | --- | --- | --- |")
+    for name, place in rows.items():
+        *others, last = mean[place]
+        print(
+            f"| {name} | {' and '.join(f'{value / STEPS:.2f}' for value in place)} | "
+            f"{' / '.join(f'{value:.1f}' for value in others)} | {last:.2f} |"
+        )
+    low, high = near.min(0) / STEPS, near.max(0) / STEPS
+    print(
+        f"\nWithin 0.5 of the best: {len(near)} pairs, cosines {low[0]:.2f} to {high[0]:.2f}, containments {low[1]:.2f} to {high[1]:.2f}"
+    )
 
 
 def main() -> None:
@@ -192,9 +273,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     encoder = Encoder.load(threads=options.threads)
-    print("P / R / F1 of pairs; thresholds: cosine and containment / semhash / MinHash\n")
-    print("| set | embell, tuned | semhash, tuned | MinHash, tuned | embell, defaults | thresholds |\n| --- |" + " --- |" * 5)
-    rows: dict[str, list[tuple[float, float, float]]] = {}
+    shipped, loose = (f"{of['semantic']:.2f} and {of[OVERLAP]:.2f}, or {of['lexical']:.2f}" for of in (THRESHOLDS, LOOSE))
+    print("P / R / F1 of pairs; thresholds: cosine and containment, or Jaccard / semhash / MinHash\n")
+    print(
+        f"| set | embell, tuned | semhash, tuned | MinHash, tuned | embell, defaults {shipped} | embell, {loose} | thresholds |\n"
+        "| --- |" + " --- |" * 6
+    )
+    rows: dict[str, Measured] = {}
 
     def line(name: str, cells: Any, said: str = "") -> None:
         print(
@@ -203,11 +288,13 @@ def main() -> None:
         )
 
     for one in load(options.data, options.sets, options.final):
-        rows[one.name], said = measured(one, encoder)
-        line(one.name, rows[one.name], said)
+        rows[one.name] = measured(one, encoder)
+        line(one.name, rows[one.name].answers, rows[one.name].said)
     for name, of in (("mean of the primary sets", [key for key in rows if key in PRIMARY]), ("mean of all", list(rows))):
         if of:
-            line(f"**{name}**", np.mean([rows[key] for key in of], axis=0))
+            line(f"**{name}**", np.mean([rows[key].answers for key in of], axis=0))
+    if primary := [row.chosen_on for name, row in rows.items() if name in PRIMARY]:
+        report_defaults(primary)
 
 
 if __name__ == "__main__":

@@ -340,8 +340,6 @@ def _where(kind: str, thresholds: dict[str, float]) -> str:
     if kind == "semantic":
         shared = f" with {thresholds['overlap']:.0%} of the words" if "overlap" in thresholds else ""
         return f" at cosine {thresholds[kind]} or more{shared}"
-    return {
-        "exact": "",
-        "lexical": f" at Jaccard {thresholds[kind]} or more",
-        "contained": f" with {thresholds[kind]:.0%} in another",
-    }[kind]
+    if kind == "lexical":
+        return f" at Jaccard {thresholds[kind]} or more"
+    return f" with {thresholds[kind]:.0%} in another" if kind == "contained" else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -96,22 +97,17 @@ def duplicates(
         pairs = LabelledScores.of(encoder, Path(file), label_field)
         results = evaluate_duplicates(pairs, chosen, train)
         for kind, at in results.items():
-            told = (
-                {}
-                if kind == "together"
-                else {"threshold": round(at.threshold, 4), "average_precision": round(at.average_precision, 4)}
-            )
-            if kind == "together":
-                told = {"thresholds": chosen}
+            told: dict[str, Any] = {"thresholds": chosen}
+            how = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
+            if kind != "together":
+                told = {"threshold": round(at.threshold, 4), "average_precision": round(at.average_precision, 4)}
+                how = f"at {at.threshold:.3f}   average precision {at.average_precision:.3f}"
             if as_json:
                 write_json(
                     {"dataset": pairs.dataset, "pairs": len(pairs.labels), "duplicates": int(pairs.labels.sum()), "kind": kind,
                      "precision": round(at.precision, 4), "recall": round(at.recall, 4), "f1": round(at.f1, 4), **told}
                 )  # fmt: skip
             else:
-                how = ", ".join(f"{name} {value:g}" for name, value in told.get("thresholds", {}).items()) or (
-                    f"at {at.threshold:.3f}   average precision {at.average_precision:.3f}"
-                )
                 click.echo(
                     f"{pairs.dataset:<16}{kind:<11}precision {at.precision:.3f}   recall {at.recall:.3f}   F1 {at.f1:.3f}   {how}"
                 )

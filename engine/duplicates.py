@@ -87,6 +87,9 @@ class Duplicates:
         """
         cut, original = self.found.at(self.thresholds), self.found.original
         copies = np.flatnonzero(original != np.arange(len(original)))
+        if self.found.split:  # copies within a corpus matter only where the other has the text too
+            across = (original[copies] < self.found.split) & (copies >= self.found.split)
+            copies = copies[across | np.isin(original[copies], cut["second"])]
         one, other = np.concatenate([original[copies], cut["first"]]), np.concatenate([copies, cut["second"]])
         first, second = np.minimum(one, other), np.maximum(one, other)
         score = np.concatenate([np.ones(len(copies)), cut["score"]])
@@ -184,10 +187,11 @@ def judge(found: PairList, rows: Rows, thresholds: Mapping[str, float], keep: st
 
     kept_text = decision.kept_by[original]
     target = leader[kept_text]
-    kept = found.split + np.flatnonzero((target == np.arange(count))[found.split :])
+    stays = target == np.arange(count) if not found.split else target >= found.split
+    kept = found.split + np.flatnonzero(stays[found.split :])
     dropped = []
     ids = rows.ids
-    for row in (found.split + np.flatnonzero((target != np.arange(count))[found.split :])).tolist():
+    for row in (found.split + np.flatnonzero(~stays[found.split :])).tolist():
         text = int(original[row])
         if kept_text[row] == text:
             dropped.append(Dropped(ids[row], ids[target[row]], 1.0, "exact"))

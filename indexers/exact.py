@@ -131,14 +131,18 @@ class _Candidates:
         table[queries, places] = lows
         return torch.cat([best, torch.from_numpy(table)], dim=1).topk(best.shape[1], dim=1).values
 
-    def thin(self, crowded: Array, threshold: float) -> None:
-        """Of these queries (a bool array), forget candidates that are not certain to reach the threshold."""
-        for part, queries in enumerate(self.queries):
-            kept = ~crowded[queries] | (self.lows[part] >= threshold)
-            if not kept.all():
-                self.held -= int((~kept).sum())
-                self.queries[part], self.positions[part] = queries[kept], self.positions[part][kept]
-                self.lows[part], self.highs[part] = self.lows[part][kept], self.highs[part][kept]
+    def thin(self, part: int, crowded: Array, sure: Array) -> None:
+        """Of these queries (a bool array), keep in one part only the first `FEW` that are `sure`."""
+        queries = self.queries[part]
+        chosen = np.flatnonzero(sure & crowded[queries])
+        chosen = chosen[np.argsort(queries[chosen].astype(np.uint16), kind="stable")]  # a radix sort, as in `kth`
+        counts = np.bincount(queries[chosen], minlength=len(crowded))
+        rank = np.arange(len(chosen)) - np.repeat(np.cumsum(counts) - counts, counts)
+        kept = ~crowded[queries]
+        kept[chosen[rank < FEW]] = True
+        self.held -= int((~kept).sum())
+        self.queries[part], self.positions[part] = queries[kept], self.positions[part][kept]
+        self.lows[part], self.highs[part] = self.lows[part][kept], self.highs[part][kept]
 
     def everywhere(self, queries: int, positions: Array) -> None:
         """Add positions for every query, whatever their scores are."""
@@ -464,17 +468,15 @@ class ExactIndex:
         candidates = _Candidates()
         crowded = np.zeros(len(queries), bool)
         for block in self._blocks(queries, allowed, until):
-            parts = len(candidates.queries)
             candidates.take(block, block.least(wanted))
             if most is not None:
-                for asked, positions, lows in zip(
-                    candidates.queries[parts:], candidates.positions[parts:], candidates.lows[parts:], strict=True
-                ):
-                    sure = (lows >= threshold) & earlier(asked, positions)
-                    certain += np.bincount(asked[sure], minlength=len(queries))
+                asked, positions = candidates.queries[-1], candidates.positions[-1]
+                sure = (candidates.lows[-1] >= threshold) & earlier(asked, positions)
+                certain += np.bincount(asked[sure], minlength=len(queries))
                 crowded = certain > most
-                wanted[crowded] = np.inf  # what it has is enough
-                candidates.thin(crowded, threshold)
+                if crowded.any():
+                    wanted[crowded] = np.inf  # what it has is enough
+                    candidates.thin(-1, crowded, sure)
             if candidates.held > _MOST_CANDIDATES:
                 settle()
                 candidates = _Candidates()

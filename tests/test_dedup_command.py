@@ -1,0 +1,243 @@
+"""`embell dedup`: kinds, policies, leaks, the report, decisions, and going on after a kill; `embell evaluate duplicates`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import Ran
+from embell.cli.main import main
+from embell.engine.lexical import LexicalSets
+
+Run = Callable[..., Ran]
+ROWS: list[dict[str, Any]] = [
+    {"id": "a", "text": "The cat sleeps on the warm sofa in the sun.", "year": 2001},
+    {"id": "b", "text": "the CAT sleeps on the warm  sofa in the sun.", "year": 2005},
+    {"id": "c", "text": "The cat sleeps on the warm sofa in sun.", "year": 2003},
+    {"id": "d", "text": "Shares fell sharply on Monday.", "year": 1999},
+    {"id": "e", "text": "Shares fell sharply on a Monday.", "year": None},
+    {"id": "f", "text": "A treaty was signed in Vienna last night.", "year": 2001},
+]
+
+
+@pytest.fixture
+def embell(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `embell ARGS` in this process: what is tested here is not how it starts."""
+
+    def run(*args: str | Path) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["embell", *map(str, args)])
+        status: Any = 0
+        capfd.readouterr()
+        try:
+            main()
+        except SystemExit as ended:
+            status = ended.code or 0
+        out, err = capfd.readouterr()
+        return Ran(status, out, err)
+
+    return run
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def ids(path: Path) -> list[str]:
+    return [json.loads(line)["id"] for line in path.read_text().splitlines()]
+
+
+def removed(path: Path) -> dict[str, tuple[str, str]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return {row["id"]: (row["kept_id"], row["kind"]) for row in rows}
+
+
+def test_kinds_and_thresholds_are_chosen_by_name(embell: Run, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "removed.jsonl"
+    for options, expected in (
+        (["--kinds", "exact"], {"b": ("a", "exact")}),
+        (["--kinds", "exact,lexical", "--lexical", "0.8"], {"b": ("a", "exact"), "c": ("a", "lexical"), "e": ("d", "lexical")}),
+        (["--kinds", "contained", "--contained", "1"], {"b": ("a", "exact"), "c": ("a", "contained"), "e": ("d", "contained")}),
+        (["--threshold", "0.95"], {"b": ("a", "exact"), "c": ("a", "semantic"), "e": ("d", "semantic")}),
+        (["--threshold", "0.95", "--overlap", "1"], {"b": ("a", "exact"), "c": ("a", "semantic"), "e": ("d", "semantic")}),
+    ):
+        done = embell("dedup", source, *options, "--removed", out)
+        assert done.status == 0, done
+        assert removed(out) == expected, options
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_policies_decide_which_is_kept(embell: Run, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "kept.jsonl"
+    for keep, expected in (
+        ("first", ["a", "d", "f"]), ("last", ["c", "e", "f"]), ("longest", ["b", "e", "f"]), ("shortest", ["c", "d", "f"]),
+        ("year:max", ["b", "d", "f"]), ("year:min", ["a", "d", "f"]),
+    ):  # fmt: skip
+        done = embell("dedup", source, "--threshold", "0.95", "--keep", keep, "--output", out)
+        assert done.status == 0, done
+        assert ids(out) == expected, keep
+    done = embell("dedup", source, "--threshold", "0.95", "--group-by", "year", "--output", out)
+    assert done.status == 0, done
+    assert ids(out) == ["a", "b", "c", "d", "e", "f"]
+
+
+def test_mistakes_get_one_line(embell: Run, source: Path, tmp_path: Path) -> None:
+    embell("dedup", source, "--keep", "best").fails(2, "keep 'best'", "longest")
+    embell("dedup", source, "--keep", "colour:max").fails(2, "no document has the field 'colour'")
+    embell("dedup", source, "--group-by", "colour").fails(2, "no document has the field 'colour'")
+    embell("dedup", source, "--kinds", "semantical").fails(2, "semantical", "lexical")
+    embell("dedup", source, "--lexical", "0").fails(2, "lexical threshold")
+    embell("dedup", source, "--kinds", "exact", "--lexical", "0.5").fails(2, "not among the kinds")
+    embell("dedup", source, "--report", "-").fails(2, "--report needs a file")
+    embell("dedup", source, "--against", source, "--keep", "last").fails(2, "--against")
+    embell("dedup", source, "--against", tmp_path / "no.jsonl").fails(1, "no.jsonl")
+    embell("dedup", source, "--suggest", source, "--output", tmp_path / "x").fails(2, "--suggest writes nothing")
+    embell("dedup", source, "--decisions", tmp_path / "no.jsonl").fails(1, "no.jsonl", "cannot be read")
+    (tmp_path / "d.jsonl").write_text('{"id_a": "a", "id_b": "b", "duplicate": true}\n{"id_a": "a"}\n')
+    embell("dedup", source, "--decisions", tmp_path / "d.jsonl").fails(1, "d.jsonl:2", "id_b")
+    (tmp_path / "d.jsonl").write_text('{"id_a": "a", "id_b": "nobody", "duplicate": true}\n')
+    embell("dedup", source, "--decisions", tmp_path / "d.jsonl").fails(2, "'nobody'")
+    assert sorted(path.name for path in tmp_path.glob("*.unfinished")) == []
+
+
+def test_leaks_are_found_and_each_side_is_left_as_it_is(embell: Run, source: Path, tmp_path: Path) -> None:
+    test = tmp_path / "test.jsonl"
+    test.write_text('{"id": "t1", "text": "shares FELL sharply on monday."}\n{"id": "t2", "text": "Nothing of the kind."}\n')
+    out = tmp_path / "clean.jsonl"
+    done = embell("dedup", source, "--against", test, "--threshold", "0.95", "--output", out, "--removed", tmp_path / "r.jsonl")
+    assert done.status == 0, done
+    assert ids(out) == ["a", "b", "c", "f"]
+    assert removed(tmp_path / "r.jsonl") == {"d": ("t1", "exact"), "e": ("t1", "semantic")}
+
+
+def test_the_report_is_written_and_decisions_come_back(embell: Run, source: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done = embell("dedup", source, "--threshold", "0.95", "--report", page)
+    assert done.status == 0, done
+    text = page.read_text()
+    assert "rows.jsonl" in text
+    assert ROWS[4]["text"] in text
+    decided = tmp_path / "decisions.jsonl"
+    decided.write_text(
+        '{"id_a": "d", "id_b": "e", "score": 0.99, "kind": "semantic", "duplicate": false}\n'
+        '{"id_a": "a", "id_b": "f", "score": 0.1, "kind": "semantic", "duplicate": true}\n'
+    )
+    done = embell("dedup", source, "--threshold", "0.95", "--decisions", decided, "--removed", tmp_path / "r.jsonl")
+    assert done.status == 0, done
+    assert removed(tmp_path / "r.jsonl") == {"b": ("a", "exact"), "c": ("a", "semantic"), "f": ("a", "reviewed")}
+
+
+def test_a_list_of_pairs_is_decided_on_again(embell: Run, source: Path, tmp_path: Path) -> None:
+    where = tmp_path / "rows.embell"
+    embell("index", source, "--to", where)
+    first = embell("dedup", where, "--threshold", "0.5", "--json").lines[0]
+    (where / "duplicates" / "pairs.parquet").stat()
+    again = embell("dedup", where, "--threshold", "0.95", "--keep", "longest", "--json", "--output", tmp_path / "kept.jsonl")
+    assert again.err == ""
+    assert again.lines[0]["kept"] == 3
+    assert first["pairs"] >= again.lines[0]["pairs"]
+    assert ids(tmp_path / "kept.jsonl") == ["b", "e", "f"]
+    lower = embell("dedup", where, "--threshold", "0.4", "--json")
+    assert "looking for pairs anew" in lower.err
+    assert lower.lines[0]["pairs"] >= first["pairs"]
+
+
+def test_thresholds_are_suggested_from_decisions(embell: Run, tmp_path: Path) -> None:
+    words = [
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+        "thirteen",
+        "fourteen",
+        "fifteen",
+        "sixteen",
+    ]
+    rows, decisions = [], []
+    for at in range(8):
+        base = [f"{word}{at}" for word in words]
+        for share, same in ((15, True), (10, False)):
+            rows.append({"id": f"{at}-{share}", "text": " ".join(base[:share] + [f"x{at}{share}{n}" for n in range(16 - share)])})
+            decisions.append({"id_a": f"{at}", "id_b": f"{at}-{share}", "duplicate": same})
+        rows.append({"id": f"{at}", "text": " ".join(base)})
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in decisions))
+    done = embell(
+        "dedup", tmp_path / "r.jsonl", "--kinds", "lexical", "--lexical", "0.3", "--suggest", tmp_path / "d.jsonl", "--json"
+    )
+    (choice,) = done.lines
+    texts = {row["id"]: row["text"] for row in rows}
+    sets = LexicalSets.of([texts["0"], texts["0-15"], texts["0-10"]])
+    near, far = (float(sets.jaccard(np.array([0]), np.array([other]))[0]) for other in (1, 2))
+    assert far < choice["threshold"] < near
+    assert (choice["precision"], choice["recall"], choice["decided"]) == (1.0, 1.0, 16)
+    few = tmp_path / "few.jsonl"
+    few.write_text(json.dumps(decisions[0]) + "\n")
+    embell("dedup", tmp_path / "r.jsonl", "--kinds", "lexical", "--suggest", few).fails(2, "too few decisions")
+
+
+def test_a_killed_run_goes_on(source: Path, tmp_path: Path) -> None:
+    """Killed while it encodes or compares; the second run gives what an undisturbed one gives."""
+    rows = [{"id": str(n), "text": f"Text number {n % 400} about matter {n % 37} and {n % 11} things."} for n in range(3000)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [
+        sys.executable,
+        "-c",
+        "from embell.cli.main import main; main()",
+        "dedup",
+        str(source),
+        "--threshold",
+        "0.97",
+        "--output",
+    ]
+    subprocess.run([*command, str(tmp_path / "whole.jsonl")], check=True, capture_output=True)
+    process = subprocess.Popen([*command, str(tmp_path / "kept.jsonl")], stderr=subprocess.DEVNULL)
+    folder = tmp_path / "kept.jsonl.unfinished"
+    deadline = time.monotonic() + 60
+    while not (folder / "dedup.embell" / "manifest.json").is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert folder.is_dir()
+    assert not (tmp_path / "kept.jsonl").exists()
+    subprocess.run([*command, str(tmp_path / "kept.jsonl")], check=True, capture_output=True)
+    assert (tmp_path / "kept.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert not folder.exists()
+
+
+def test_labelled_pairs_are_measured(embell: Run, tmp_path: Path) -> None:
+    lines = ["label\tsentence1\tsentence2"]
+    for at in range(12):
+        lines.append(f"1\tThe small dog number {at} ran over the hill.\tThe small dog number {at} ran over a hill.")
+        lines.append(f"0\tThe small dog number {at} ran over the hill.\tPrices rose in the third quarter, said bank {at}.")
+    path = tmp_path / "pairs.tsv"
+    path.write_text("\n".join(lines) + "\n")
+    rows = {row["kind"]: row for row in embell("evaluate", "duplicates", path, "--choose-on", path, "--json").lines}
+    assert set(rows) == {"semantic", "lexical", "contained", "together"}
+    for row in rows.values():
+        assert (row["precision"], row["recall"], row["f1"], row["pairs"], row["duplicates"]) == (1, 1, 1, 24, 12)
+    assert rows["semantic"]["average_precision"] == 1
+    usual = {row["kind"]: row for row in embell("evaluate", "duplicates", path, "--json").lines}
+    assert usual["together"]["thresholds"] == {"lexical": 0.9, "semantic": 0.85, "overlap": 0.75}
+    path.write_text("label\tsentence1\tsentence2\n2\ta\tb\n0\ta\tb\n")
+    embell("evaluate", "duplicates", path).fails(1, "pairs.tsv:2", "label is 2")
