@@ -9,8 +9,9 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -50,6 +51,13 @@ if TYPE_CHECKING:
               help="How pairs decide: a kept row near each dropped one; connected rows; groups of which all are near.")  # fmt: skip
 @click.option("--group-by", metavar="FIELD", help="Compare only rows with the same value of this field.")
 @click.option(
+    "--weight",
+    "weights",
+    metavar="FIELD=WEIGHT",
+    multiple=True,
+    help="Compare the meaning field by field, as much as each weighs (repeatable); sources only.",
+)
+@click.option(
     "--decisions", metavar="FILE.jsonl", help="Decisions from the report's review: pairs that are duplicates, or are not."
 )
 @click.option("--suggest", metavar="FILE.jsonl", help="Instead of removing: thresholds that fit these decisions best.")
@@ -73,6 +81,7 @@ def dedup(
     keep: str,
     rule: str,
     group_by: str | None,
+    weights: tuple[str, ...],
     decisions: str | None,
     suggest: str | None,
     output: str | None,
@@ -115,17 +124,20 @@ def dedup(
         raise click.UsageError("--against decides by itself what is dropped: leave out --keep, --rule and --group-by")
     if suggest and any(outputs.values()):
         raise click.UsageError("--suggest writes nothing: leave out --output, --removed, --pairs and --report")
+    weighing = _weights(weights)
+    if weighing:
+        corpus = replace(corpus, text_fields=corpus.text_fields or tuple(weighing), fields_beside=tuple(weighing))
     judged = read_decisions(given) if (given := decisions or suggest) else []
     began = time.monotonic()
     report = CorpusReport()
     fields = {name for name in (keep.rpartition(":")[0], group_by) if name}
     with ExitStack() as stack:
         folder = _work_folder(stack, outputs)
-        collection, records = _opened(stack, folder / "dedup.embell", sources, corpus, model, report, fields)
+        collection, records = _opened(stack, folder / "dedup.embell", sources, corpus, model, report, fields, weighing)
         collections = [collection]
         with compared("Comparing") as step:
             if against:
-                other, _ = _opened(stack, folder / "against.embell", against, corpus, model, CorpusReport(), set())
+                other, _ = _opened(stack, folder / "against.embell", against, corpus, model, CorpusReport(), set(), weighing)
                 collections.append(other)
                 found = collection.leaks(other, threshold, progress=step, **chosen)
             else:
@@ -145,6 +157,21 @@ def dedup(
         shown = [] if as_json or any(outputs.values()) else found.dropped[:10]
         _tell(found, report, shown, texts, time.monotonic() - began, as_json, "-" in (output, removed))
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _weights(given: Sequence[str]) -> dict[str, float]:
+    """FIELD=WEIGHT as field and weight."""
+    found: dict[str, float] = {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = 0.0
+        if not name or not 0 < weight < float("inf"):
+            raise click.UsageError(f"--weight {text}: write FIELD=WEIGHT with a weight above 0, such as title=2")
+        found[name] = weight
+    return found
 
 
 def _kinds(kinds: str | None) -> list[str] | None:
@@ -175,6 +202,7 @@ def _opened(
     model: ModelOptions,
     report: CorpusReport,
     fields: set[str],
+    weighing: dict[str, float],
 ) -> tuple[Collection, Callable[[], Iterable[tuple[str, bytes]]]]:
     """A collection, or one of these sources; and its rows as they are to be written."""
     from embell.engine.manifest import FILE
@@ -182,12 +210,16 @@ def _opened(
     if any(Path(source, FILE).is_file() for source in sources):
         if len(sources) > 1:
             raise click.UsageError("a collection is looked at alone; give one directory, or only sources")
+        if weighing:
+            raise click.UsageError(f"--weight needs a source: the vectors of {sources[0]} are made already")
         from embell.engine.collection import Collection
 
         collection = Collection.open(sources[0])
         return collection, partial(_collection_rows, collection)
     stdin = _spooled(stack) if "-" in sources else None
-    return _temporary(folder, sources, corpus, model, report, stdin, fields), partial(_source_rows, sources, corpus, stdin)
+    return _temporary(folder, sources, corpus, model, report, stdin, fields, weighing), partial(
+        _source_rows, sources, corpus, stdin
+    )
 
 
 def _temporary(
@@ -198,9 +230,11 @@ def _temporary(
     report: CorpusReport,
     stdin: BinaryIO | None,
     fields: set[str],
+    weighing: dict[str, float],
 ) -> Collection:
     """The sources as a collection that goes away at the end: so a large corpus need not fit into memory, and nothing is encoded twice."""
     from embell.engine.collection import Collection
+    from embell.engine.weighted_fields import weighted_vectors
     from embell.errors import CollectionError, CorpusError
     from embell.indexers.corpora import read_corpus
 
@@ -211,19 +245,29 @@ def _temporary(
             f"{', '.join(sources)}: no text in it" + (f" (the first row without is {report.first_empty})" if report.empty else "")
         )
     encoder = model.load()
+    if weighing:  # other weights make other vectors
+        folder = folder.with_suffix(
+            f".{'+'.join(f'{name}={weight:g}' for name, weight in sorted(weighing.items()))}".replace("/", "_")
+        )
+        made: Callable[[], Collection] = partial(Collection.create, folder, None, dim=len(weighing) * encoder.dim, exist_ok=True)
+    else:
+        made = partial(Collection.create, folder, encoder, exist_ok=True)
     try:
-        collection = Collection.create(folder, encoder, exist_ok=True)
+        collection = made()
         if len(collection):
             note("going on where the last run was stopped")
     except CollectionError:  # of another model
         shutil.rmtree(folder)
-        collection = Collection.create(folder, encoder)
+        collection = made()
 
     def bare() -> Iterator[Any]:
-        from dataclasses import replace
-
-        for document in chain([first], documents):
-            yield replace(document, metadata={name: value for name, value in document.metadata.items() if name in fields})
+        everything = chain([first], documents)
+        while some := list(islice(everything, 1000 if weighing else 1)):
+            records = [{name: str(document.metadata.get(name) or "") for name in weighing} for document in some]
+            vectors = weighted_vectors(encoder, records, weighing) if weighing else [None]
+            for document, vector in zip(some, vectors, strict=True):
+                kept = {name: value for name, value in document.metadata.items() if name in fields}
+                yield replace(document, metadata=kept, vector=vector)
 
     with progress("Encoding") as step:
         done = collection.add(bare(), prune=True, progress=step, on_warning=note)

@@ -62,13 +62,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class CorpusOptions:
-    """Which fields mean what; `string_fields` are metadata kept as text, whatever they hold."""
+    """Which fields mean what; `string_fields` are metadata kept as text, whatever they hold, `fields_beside` stay metadata also if they are the text."""
 
     id_field: str | None = None
     text_fields: tuple[str, ...] = ()
     vector_field: str | None = None
     string_fields: tuple[str, ...] = ()
     keep_going: bool = False
+    fields_beside: tuple[str, ...] = ()
 
 
 @dataclass
@@ -371,7 +372,7 @@ def to_document(row: Row, options: CorpusOptions) -> Document | None:
         metadata={
             name: _as_text(value) if name in options.string_fields else value
             for name, value in fields.items()
-            if name not in text_names and name not in (id_name, options.vector_field)
+            if (name not in text_names or name in options.fields_beside) and name not in (id_name, options.vector_field)
         },
         vector=None if options.vector_field is None else _vector(row, options.vector_field),
         place=row.place,

@@ -112,6 +112,28 @@ def test_mistakes_get_one_line(embell: Run, source: Path, tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.glob("*.unfinished")) == []
 
 
+def test_fields_weigh_as_they_are_told(embell: Run, tmp_path: Path) -> None:
+    """Records that agree in the title only: duplicates where the title weighs most."""
+    rows = [
+        {"id": "1", "title": "Chocolate cake with cherries", "text": "Sold in Berlin on weekdays."},
+        {"id": "2", "title": "Chocolate cake with cherries", "text": "The engine of the locomotive failed."},
+        {"id": "3", "title": "Treaty on fishing rights", "text": "Sold in Berlin on weekdays."},
+        {"id": "4", "title": "", "text": "Sold in Berlin on weekdays."},
+    ]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "removed.jsonl"
+    for weights, expected in (
+        (["title=9", "text=1"], {"2": "1"}), (["title=1", "text=9"], {"3": "1", "4": "1"}), (["text=1"], {"3": "1", "4": "1"}),
+    ):  # fmt: skip
+        options = [part for weight in weights for part in ("--weight", weight)]
+        done = embell("dedup", source, "--threshold", "0.85", *options, "--removed", out)
+        assert done.status == 0, done
+        assert {name: kept for name, (kept, _) in removed(out).items()} == expected, weights
+    embell("dedup", source, "--weight", "title").fails(2, "--weight title", "title=2")
+    embell("dedup", source, "--weight", "colour=1").fails(1, "colour")
+
+
 def test_leaks_are_found_and_each_side_is_left_as_it_is(embell: Run, source: Path, tmp_path: Path) -> None:
     test = tmp_path / "test.jsonl"
     test.write_text('{"id": "t1", "text": "shares FELL sharply on monday."}\n{"id": "t2", "text": "Nothing of the kind."}\n')
