@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embell.engine.duplicates import Duplicates, Rows, judge
+from embell.engine.duplicates import Duplicates, Rows, found_in_order, judge
 from embell.engine.normalise import text_mark
-from embell.engine.pair_search import PairList, Progress, find_pairs
-from embell.engine.rules import ranks
+from embell.engine.pair_search import PairList, Progress, find_pairs, forget
 from embell.engine.saved_pairs import FOLDER, SavedPairs
 from embell.errors import UsageError
 from embell.indexers.exact import ExactIndex
@@ -34,7 +32,7 @@ class _Read:
     index: ExactIndex
     ids: list[str]
     marks: list[bytes]
-    lengths: Array
+    lengths: Array | None
     values: dict[str, list[Any]]
 
     @classmethod
@@ -53,7 +51,7 @@ class _Read:
                     marks[at], lengths[at] = text_mark(row["text"]), len(row["text"])
                 for name in fields:
                     values[name][at] = row[name]
-        return cls(keys, index, ids, marks, lengths, values)
+        return cls(keys, index, ids, marks, lengths if texts else None, values)
 
 
 def _living(snapshot: Snapshot) -> ExactIndex:
@@ -115,7 +113,7 @@ def collection_duplicates(
     if folder is not None:
         with writer_lock(collection.path):
             SavedPairs(read.keys, read.marks, found).write(collection.path)
-        shutil.rmtree(folder, ignore_errors=True)
+        forget(folder)
     if found.lacks(thresholds, keep):  # capped rows were linked to the first ones, not to those that are preferred here
         found = _searched(collection, read, thresholds, keep, None, progress)
     return judge(found, rows, thresholds, keep, rule)
@@ -130,25 +128,20 @@ def _searched(
     progress: Progress | None,
 ) -> PairList:
     """A list for this call only, with the rows in the order of preference."""
-    name = keep.rpartition(":")[0]
-    policy = keep if keep != "central" else "first"  # which are central is known when all pairs are
-    order = np.argsort(ranks(policy, len(read.ids), lengths=read.lengths, values=read.values.get(name)))
-    index = ExactIndex(read.index.dim)
-    index.add(np.arange(len(order)), read.index.stored(order))
 
-    def texts() -> Iterator[str]:
-        everything = list(_texts(collection, read.keys))
-        return (everything[at] for at in order)
+    def search(order: Array | None) -> PairList:
+        chosen = np.arange(len(read.ids)) if order is None else order
+        index = ExactIndex(read.index.dim)
+        index.add(np.arange(len(chosen)), read.index.stored(chosen))
 
-    found = find_pairs(
-        [read.marks[at] for at in order],
-        index,
-        texts,
-        thresholds,
-        groups=None if groups is None else groups[order],
-        progress=progress,
-    )
-    return found.renumbered(order)
+        def texts() -> Iterator[str]:
+            everything = list(_texts(collection, read.keys))
+            return (everything[at] for at in chosen)
+
+        marks = [read.marks[at] for at in chosen]
+        return find_pairs(marks, index, texts, thresholds, groups=None if groups is None else groups[chosen], progress=progress)
+
+    return found_in_order(search, Rows(read.ids, read.lengths, read.values), thresholds, keep)
 
 
 def collection_leaks(
@@ -170,5 +163,5 @@ def collection_leaks(
         yield from _texts(one, mine.keys)
 
     found = find_pairs(reference.marks + mine.marks, index, texts, thresholds, split=len(reference.ids), progress=progress)
-    rows = Rows(reference.ids + mine.ids, np.concatenate([reference.lengths, mine.lengths]))
+    rows = Rows(reference.ids + mine.ids)
     return judge(found, rows, thresholds)

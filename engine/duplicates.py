@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -87,9 +87,15 @@ class Duplicates:
         """
         cut, original = self.found.at(self.thresholds), self.found.original
         copies = np.flatnonzero(original != np.arange(len(original)))
-        if self.found.split:  # copies within a corpus matter only where the other has the text too
-            across = (original[copies] < self.found.split) & (copies >= self.found.split)
-            copies = copies[across | np.isin(original[copies], cut["second"])]
+        if self.found.split is not None:
+            # Copies within a corpus are no pairs here, but a copy has the pairs of its text with the other corpus.
+            split = self.found.split
+            mine = copies[original[copies] >= split]
+            copies = copies[(original[copies] < split) & (copies >= split)]
+            starts, ends = (np.searchsorted(cut["second"], original[mine], side) for side in ("left", "right"))
+            more = cut[np.repeat(starts, ends - starts) + _counted(ends - starts)].copy()
+            more["second"] = np.repeat(mine, ends - starts)
+            cut = np.concatenate([cut, more])
         one, other = np.concatenate([original[copies], cut["first"]]), np.concatenate([copies, cut["second"]])
         first, second = np.minimum(one, other), np.maximum(one, other)
         score = np.concatenate([np.ones(len(copies)), cut["score"]])
@@ -165,33 +171,38 @@ class Duplicates:
         return judge(found, self.rows, {**self.thresholds, "reviewed": 1.0}, self.keep, self.rule)
 
 
+def _counted(lengths: Array) -> Array:
+    """0, 1, … up to each of these lengths, one after the other."""
+    found: Array = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return found
+
+
 def judge(found: PairList, rows: Rows, thresholds: Mapping[str, float], keep: str = "first", rule: str = "cover") -> Duplicates:
     """Apply thresholds, a keep policy and a rule to a list of pairs.
 
     Raises UsageError for a policy or a rule that does not exist, or a field that no row has.
     """
     check_keep(keep)
-    name = keep.rpartition(":")[0]
-    if name and name not in rows.values:
-        raise UsageError(f"keep {keep!r}: there is no field {name!r}")
     cut, original, count = found.at(thresholds), found.original, found.rows
     first, second, score = cut["first"], cut["second"], cut["score"]
-    partners = np.bincount(first, score, count) + np.bincount(second, score, count)
-    rank = ranks(keep, count, lengths=rows.lengths, values=rows.values.get(name), partners=partners[original])
-    rank[: found.split] -= count  # what is compared against is preferred
+    rank = _ranked(rows, keep, _partners(found, cut))
+    if keep == "central" and len(found.capped) and found.keep == "central" and found.rank is not None:
+        rank = found.rank.copy()  # what is listed of capped rows fits this order
+    split = found.split or 0
+    rank[:split] -= count  # what is compared against is preferred
     order = np.lexsort((rank, original))
     starts = np.flatnonzero(np.diff(original[order], prepend=-1))
     leader = np.arange(count)  # of each text, the copy that is preferred
     leader[original[order[starts]]] = order[starts]
-    decision = decide(rule, rank[leader], first, second, score)
+    decision = decide(rule if found.split is None else "cover", rank[leader], first, second, score)
 
     kept_text = decision.kept_by[original]
     target = leader[kept_text]
-    stays = target == np.arange(count) if not found.split else target >= found.split
-    kept = found.split + np.flatnonzero(stays[found.split :])
+    stays = target == np.arange(count) if found.split is None else target >= split
+    kept = split + np.flatnonzero(stays[split:])
     dropped = []
     ids = rows.ids
-    for row in (found.split + np.flatnonzero(~stays[found.split :])).tolist():
+    for row in (split + np.flatnonzero(~stays[split:])).tolist():
         text = int(original[row])
         if kept_text[row] == text:
             dropped.append(Dropped(ids[row], ids[target[row]], 1.0, "exact"))
@@ -200,7 +211,7 @@ def judge(found: PairList, rows: Rows, thresholds: Mapping[str, float], keep: st
         other = int(first[pair] + second[pair] - text)
         via = None if other == kept_text[row] else ids[leader[other]]
         dropped.append(Dropped(ids[row], ids[target[row]], float(score[pair]), KINDS[cut["kind"][pair]], via))
-    return Duplicates(dict(thresholds), keep, rule, [ids[row] for row in kept.tolist()], dropped, kept - found.split, rows, found)
+    return Duplicates(dict(thresholds), keep, rule, [ids[row] for row in kept.tolist()], dropped, kept - split, rows, found)
 
 
 def chosen_thresholds(
@@ -291,7 +302,7 @@ def deduplicate(
         if column is not None and len(column) != len(texts):
             raise UsageError(f"{what}: {len(column):,} for {len(texts):,} texts")
 
-    def stored(some: Sequence[str], given: Array | None) -> Array:
+    def stored(name: str, some: Sequence[str], given: Array | None) -> Array:
         nonlocal encoder
         if given is None:
             if encoder is None:
@@ -299,23 +310,31 @@ def deduplicate(
 
                 encoder = Encoder.load()
             given = encoder.encode(some)
-        norms = np.linalg.norm(np.asarray(given, np.float32), axis=1, keepdims=True)
+        try:
+            rows = np.asarray(given, np.float32)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{name}: not an array of numbers ({error})") from error
+        if rows.ndim != 2 or len(rows) != len(some):
+            raise UsageError(f"{name}: {len(rows):,} for {len(some):,} texts; the array must be (texts, dim)")
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
         if not (np.isfinite(norms) & (norms > 0)).all():
             raise UsageError("a vector holds NaN, or nothing but zeros")
-        return np.asarray(given / norms, np.float16)
+        return np.asarray(rows / norms, np.float16)
 
     reference = [str(text) for text in against] if against is not None else []
     matrix = None
     if "semantic" in thresholds and (len(texts) or len(reference)):
-        matrix = stored(texts, vectors)
+        matrix = stored("vectors", texts, vectors)
         if reference:
-            matrix = np.concatenate([stored(reference, against_vectors), matrix])
+            other = stored("against_vectors", reference, against_vectors)
+            if other.shape[1] != matrix.shape[1]:
+                raise UsageError(f"vectors are {matrix.shape[1]} wide, against_vectors {other.shape[1]}: they cannot be compared")
+            matrix = np.concatenate([other, matrix])
     groups = None
     if group_by is not None:
         known: dict[Any, int] = {}
         groups = np.array([known.setdefault(value, len(known)) for value in group_by], np.int64)
-    order = None
-    if reference:
+    if against is not None:
         rows = replace(
             rows, ids=[*(f"against#{at}" for at in range(len(reference))), *rows.ids],
             lengths=np.concatenate([np.array([len(text) for text in reference], np.int64), lengths]),
@@ -324,18 +343,51 @@ def deduplicate(
         if groups is not None:
             raise UsageError("group_by and against cannot be used together")
         texts = reference + texts
-    elif keep not in ("first", "central"):
-        # In the order of preference, so that rows with too many partners are linked to those that are preferred.
-        name = keep.rpartition(":")[0]
-        if name and name not in values:
-            raise UsageError(f"keep {keep!r}: there is no field {name!r}")
-        order = np.argsort(ranks(keep, len(texts), lengths=lengths, values=values.get(name)))
-    index = ExactIndex(1 if matrix is None else matrix.shape[1])
-    if matrix is not None:
-        index.add(np.arange(len(matrix)), matrix if order is None else matrix[order])
-    ordered = texts if order is None else [texts[at] for at in order]
-    found = find_pairs(
-        [text_mark(text) for text in ordered], index, lambda: ordered, thresholds,
-        groups=groups if groups is None or order is None else groups[order], split=len(reference), folder=folder, progress=progress,
-    )  # fmt: skip
-    return judge(found if order is None else found.renumbered(order), rows, thresholds, keep, rule)
+
+    def search(order: Array | None) -> PairList:
+        index = ExactIndex(1 if matrix is None else matrix.shape[1])
+        if matrix is not None:
+            index.add(np.arange(len(matrix)), matrix if order is None else matrix[order])
+        ordered = texts if order is None else [texts[at] for at in order]
+        return find_pairs(
+            [text_mark(text) for text in ordered], index, lambda: ordered, thresholds, folder=folder, progress=progress,
+            groups=groups if groups is None or order is None else groups[order], split=None if against is None else len(reference),
+        )  # fmt: skip
+
+    found = search(None) if against is not None else found_in_order(search, rows, thresholds, keep)
+    return judge(found, rows, thresholds, keep, rule)
+
+
+def found_in_order(
+    search: Callable[[Array | None], PairList], rows: Rows, thresholds: Mapping[str, float], keep: str
+) -> PairList:
+    """The pairs that a search finds among rows in the order (their positions, `(n,)`) in which a keep policy prefers them.
+
+    So rows with too many partners are linked to those that are preferred. What is central is known after a first search.
+    """
+    if keep == "first":
+        return search(None)
+    partners = None
+    if keep == "central":
+        found = search(None)
+        if not len(found.capped):
+            return found
+        partners = _partners(found, found.at(thresholds))
+    order = np.argsort(_ranked(rows, keep, partners))
+    return search(order).renumbered(order, keep)
+
+
+def _ranked(rows: Rows, keep: str, partners: Array | None) -> Array:
+    name = keep.rpartition(":")[0]
+    if name and name not in rows.values:
+        raise UsageError(f"keep {keep!r}: there is no field {name!r}")
+    if keep in ("longest", "shortest") and rows.lengths is None:
+        raise UsageError(f"keep {keep!r}: the texts were not read; look for duplicates anew")
+    return ranks(keep, len(rows.ids), lengths=rows.lengths, values=rows.values.get(name), partners=partners)
+
+
+def _partners(found: PairList, pairs: Array) -> Array:
+    """For each row the sum of the scores of its text's pairs."""
+    sums = np.bincount(pairs["first"], pairs["score"], found.rows) + np.bincount(pairs["second"], pairs["score"], found.rows)
+    of_rows: Array = sums[found.original]
+    return of_rows

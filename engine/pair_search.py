@@ -10,11 +10,13 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import orjson
 
@@ -49,7 +51,8 @@ class PairList:
     """What was found among `rows` rows: `pairs` of the type `PAIR`, by the second and then the first position.
 
     `original` `(rows,)` names for each row the first one with its text. Pairs are of such first rows only. `floors` are the thresholds
-    by kind below which nothing was looked for. `capped` are rows of which not all partners are listed. Of two corpora, the first `split` rows
+    by kind below which nothing was looked for. `capped` are rows of which not all partners are listed: what is listed suffices for the policy
+    `keep`, with the order `rank` `(rows,)` (None: as they stand). Of two corpora, the first `split` rows
     are those compared against.
     """
 
@@ -58,7 +61,9 @@ class PairList:
     pairs: Array
     floors: dict[str, float]
     capped: Array
-    split: int = 0
+    split: int | None = None
+    keep: str = "first"
+    rank: Array | None = None
 
     def at(self, thresholds: Mapping[str, float]) -> Array:
         """The pairs that reach these thresholds, of the kinds that are named."""
@@ -79,18 +84,20 @@ class PairList:
                 return f"the {kind} threshold {threshold:g} is below {self.floors[kind]:g}, the floor of the list of pairs"
         if "semantic" in thresholds and OVERLAP in self.floors and OVERLAP not in thresholds:
             return "semantic duplicates were looked for only where words overlap too"
-        if len(self.capped) and (keep != "first" or thresholds != {kind: self.floors[kind] for kind in thresholds}):
+        if len(self.capped) and (keep != self.keep or {**thresholds, "reviewed": 1.0} != {**self.floors, "reviewed": 1.0}):
             return f"of {len(self.capped):,} rows with more than {PARTNERS:,} partners not all pairs are listed"
         return ""
 
-    def renumbered(self, order: Array) -> PairList:
-        """The list of the rows whose position was `order[p]` before they were put in another order."""
+    def renumbered(self, order: Array, keep: str) -> PairList:
+        """The list of the rows whose position was `order[p]` before they were put in the order of a keep policy."""
+        rank = np.empty(self.rows, np.int64)
+        rank[order] = np.arange(self.rows)
         original = np.empty(self.rows, np.int64)
         original[order] = order[self.original]
         pairs = self.pairs.copy()
         one, other = order[pairs["first"]], order[pairs["second"]]
         pairs["first"], pairs["second"] = np.minimum(one, other), np.maximum(one, other)
-        return replace(self, original=original, pairs=_sorted(pairs), capped=np.sort(order[self.capped]))
+        return replace(self, original=original, pairs=_sorted(pairs), capped=np.sort(order[self.capped]), keep=keep, rank=rank)
 
 
 def _sorted(pairs: Array) -> Array:
@@ -120,7 +127,7 @@ def find_pairs(
     floors: Mapping[str, float],
     *,
     groups: Array | None = None,
-    split: int = 0,
+    split: int | None = None,
     known: PairList | None = None,
     folder: Path | None = None,
     progress: Progress | None = None,
@@ -138,7 +145,22 @@ def find_pairs(
     begin = 0 if known is None else known.rows
     if known is not None and known.floors != floors:
         raise ValueError("the known pairs have other floors")
-    work = _Unfinished(folder, marks, floors, groups, split, begin)
+    with closing(_Unfinished(folder, marks, index, floors, groups, split, begin)) as work:
+        return _search(work, marks, index, texts, floors, groups, split, known, begin, progress)
+
+
+def _search(
+    work: _Unfinished,
+    marks: Sequence[bytes],
+    index: ExactIndex | None,
+    texts: Callable[[], Iterable[str]],
+    floors: dict[str, float],
+    groups: Array | None,
+    split: int | None,
+    known: PairList | None,
+    begin: int,
+    progress: Progress | None,
+) -> PairList:
     original = _originals(marks, groups)
     unique = np.flatnonzero(original == np.arange(len(marks)))
     sets = cache(lambda: _sets(texts, unique, groups))
@@ -165,7 +187,7 @@ def find_pairs(
             found.append(paired(kind, part.later, part.earlier, part.scores))
             capped.append(part.capped)
     pairs = PairList(len(marks), original, np.concatenate(found), floors, np.unique(np.concatenate(capped)), split)
-    if "semantic" in floors and len(pairs.capped) and index is not None and groups is None:
+    if "semantic" in floors and len(pairs.capped) and index is not None:
         # Capped rows that nothing listed drops are compared with all kept rows before them, until that changes nothing.
         rank = np.arange(pairs.rows)
         while True:
@@ -173,13 +195,18 @@ def find_pairs(
             kept = decide("cover", rank, listed["first"], listed["second"], listed["score"]).kept_by == rank
             doubtful = pairs.capped[kept[pairs.capped] & (pairs.capped >= begin)]
             allowed = kept & (original == rank)
-            allowed[split if split else len(rank) :] = False
+            allowed[len(rank) if split is None else split :] = False
             found = [listed]
-            for asked, near, scores, _ in index.partners(
-                index.vectors(doubtful), _reach(floors["semantic"]), allowed=allowed, most=PARTNERS
-            ):
-                before = near < doubtful[asked]
-                found.append(paired("semantic", doubtful[asked[before]], near[before], scores[before]))
+            for group in [None] if groups is None else np.unique(groups[doubtful]).tolist():
+                some = doubtful if groups is None else doubtful[groups[doubtful] == group]
+                among = allowed if groups is None else allowed & (groups == group)
+                # Of those that are near, the few that come first may not share words.
+                most = None if OVERLAP in floors else PARTNERS
+                for asked, near, scores, _ in index.partners(
+                    index.vectors(some), _reach(floors["semantic"]), allowed=among, most=most
+                ):
+                    before = near < some[asked]
+                    found.append(paired("semantic", some[asked[before]], near[before], scores[before]))
             every = _sorted(np.concatenate(found))
             twice = np.zeros(len(every), bool)
             twice[1:] = (np.diff(every["second"]) == 0) & (np.diff(every["first"]) == 0) & (np.diff(every["kind"]) == 0)
@@ -222,9 +249,9 @@ def _sets(texts: Callable[[], Iterable[str]], unique: Array, groups: Array | Non
 
 
 def _by_shingles(
-    find: Callable[..., Iterator[Pairs]], sets: LexicalSets, threshold: float, unique: Array, split: int, begin: int
+    find: Callable[..., Iterator[Pairs]], sets: LexicalSets, threshold: float, unique: Array, split: int | None, begin: int
 ) -> Iterator[_Part]:
-    between = int(np.searchsorted(unique, split)) if split else None
+    between = None if split is None else int(np.searchsorted(unique, split))
     for found in find(sets, threshold, first_of_second=between, most=PARTNERS):
         later, earlier, capped = unique[found.later], unique[found.earlier], unique[found.capped]
         new = later >= begin
@@ -233,7 +260,13 @@ def _by_shingles(
 
 
 def _by_vectors(
-    index: ExactIndex | None, unique: Array, threshold: float, groups: Array | None, split: int, begin: int, done: tuple[int, int]
+    index: ExactIndex | None,
+    unique: Array,
+    threshold: float,
+    groups: Array | None,
+    split: int | None,
+    begin: int,
+    done: tuple[int, int],
 ) -> Iterator[_Part]:
     """The threshold join of all rows, or of each group; goes on from the group and the place in it that `done` says."""
     if index is None:
@@ -248,19 +281,19 @@ def _by_vectors(
     for number, rows in enumerate(tasks):
         if number >= done[0]:
             place = done[1] if number == done[0] else 0
-            cut = int(np.searchsorted(rows, split))
-            whole = len(rows) == len(index)
-            if split:
+            if split is not None:
+                cut = int(np.searchsorted(rows, split))
                 reference = _part(index, rows[:cut])
                 for at in range(cut + place, len(rows), 16 * QUERIES):
                     asked = rows[at : at + 16 * QUERIES]
-                    for queries, found, scores, crowded in reference.partners(index.vectors(asked), threshold, most=PARTNERS):
-                        yield _Part(
-                            asked[queries], rows[found], scores, asked[crowded], (gone + at * len(rows)) / total, (number, at - cut + len(asked))
-                        )  # fmt: skip
+                    found = reference.partners(index.vectors(asked), threshold, most=PARTNERS)
+                    for block, (queries, near, scores, crowded) in enumerate(found, 1):
+                        end = at - cut + min(block * QUERIES, len(asked))
+                        share = (gone + (cut + end) * len(rows)) / total
+                        yield _Part(asked[queries], rows[near], scores, asked[crowded], share, (number, end))
             else:
                 from_place = max(place, int(np.searchsorted(rows, begin)))
-                joined = index if whole else _part(index, rows)
+                joined = index if len(rows) == len(index) else _part(index, rows)
                 for block, (later, earlier, scores, crowded) in enumerate(
                     joined.join(threshold, begin=from_place, most=PARTNERS), 1
                 ):
@@ -275,6 +308,19 @@ def _part(index: ExactIndex, rows: Array) -> ExactIndex:
     return found
 
 
+def forget(folder: Path) -> None:
+    """Remove what an unfinished search left in a folder, unless another process is at it."""
+    if not folder.is_dir():
+        return
+    lock = filelock.FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    lock.release()
+
+
 class _Unfinished:
     """Parts of a search that are found, in a folder if there is one: the same search goes on from them."""
 
@@ -282,23 +328,41 @@ class _Unfinished:
         self,
         folder: Path | None,
         marks: Sequence[bytes],
+        index: ExactIndex | None,
         floors: Mapping[str, float],
         groups: Array | None,
-        split: int,
+        split: int | None,
         begin: int,
     ) -> None:
         self._folder = folder
+        self._lock: filelock.BaseFileLock | None = None
         if folder is None:
             return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = filelock.FileLock(folder / "lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:  # another process searches: parts of the two must not be mixed
+            self._folder = None
+            return
         of = hashlib.blake2b(b"".join(marks), digest_size=16)
+        if index is not None:
+            for at in range(0, len(index), 2**16):
+                of.update(index.stored(np.arange(at, min(at + 2**16, len(index)))).tobytes())
         of.update(orjson.dumps([sorted(floors.items()), split, begin, str(SHINGLES)]))
         if groups is not None:
             of.update(groups.astype(np.int64).tobytes())
         name = folder / "of"
         if not name.is_file() or name.read_text() != of.hexdigest():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            for path in folder.iterdir():
+                if path.name != "lock":
+                    path.unlink()
             name.write_text(of.hexdigest())
+
+    def close(self) -> None:
+        """Let another process use the folder."""
+        if self._lock is not None:
+            self._lock.release()
 
     def _files(self, kind: str) -> list[Path]:
         return sorted(self._folder.glob(f"{kind}-*.npz")) if self._folder is not None else []

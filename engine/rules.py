@@ -46,7 +46,7 @@ def ranks(
     if keep == "last":
         return np.arange(rows - 1, -1, -1)
     if ":" in keep:
-        order = _by_value(keep, list(values or [None] * rows))
+        order = _by_value(keep, [None] * rows if values is None else list(values))
     else:
         worth = {"longest": lengths, "shortest": lengths, "central": partners}[keep]
         worth = np.zeros(rows) if worth is None else worth

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import orjson
@@ -45,7 +46,7 @@ class SavedPairs:
             for name in ("first", "second", "score", "overlap"):
                 pairs[name] = table[name].to_numpy()
             found = PairList(len(keys), original, pairs, about["floors"], capped)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, pa.ArrowException):
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, pa.ArrowException):
             return None
         return cls(keys, [bytes(mark) for mark in marks], found)
 
@@ -72,7 +73,7 @@ class SavedPairs:
         there = np.isin(self.keys, keys, assume_unique=True)
         if there.all():
             return self
-        if len(self.pairs.capped) or (~there[self.pairs.original]).any():
+        if len(self.pairs.capped) or (~there[self.pairs.original[there]]).any():
             return None
         place = np.cumsum(there) - 1
         pairs = self.pairs.pairs[there[self.pairs.pairs["first"]] & there[self.pairs.pairs["second"]]].copy()
