@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -295,12 +295,19 @@ def deduplicate(
         if name in texts.column_names:
             values.setdefault(name, list(texts[name]))
         texts = texts[text_field]
-    texts = [str(text) for text in texts]
+    texts = list(texts)
+    for name, some in (("texts", texts), ("against", against or ())):
+        for at, text in enumerate(some):
+            if not isinstance(text, str):
+                raise UsageError(f"{name}: number {at} is {text!r}, not a text")
     lengths = np.array([len(text) for text in texts], np.int64)
     rows = Rows([str(at) for at in range(len(texts))] if ids is None else list(ids), lengths, values)
     for what, column in (("ids", rows.ids), ("group_by", group_by), ("vectors", vectors), *values.items()):
         if column is not None and len(column) != len(texts):
             raise UsageError(f"{what}: {len(column):,} for {len(texts):,} texts")
+
+    if len(set(rows.ids)) < len(texts):
+        raise UsageError("ids: some stand twice")
 
     def stored(name: str, some: Sequence[str], given: Array | None) -> Array:
         nonlocal encoder
@@ -321,7 +328,7 @@ def deduplicate(
             raise UsageError("a vector holds NaN, or nothing but zeros")
         return np.asarray(rows / norms, np.float16)
 
-    reference = [str(text) for text in against] if against is not None else []
+    reference = list(against) if against is not None else []
     matrix = None
     if "semantic" in thresholds and (len(texts) or len(reference)):
         matrix = stored("vectors", texts, vectors)
@@ -333,6 +340,8 @@ def deduplicate(
     groups = None
     if group_by is not None:
         known: dict[Any, int] = {}
+        if not all(isinstance(value, Hashable) for value in group_by):
+            raise UsageError("group_by: values must be numbers or texts")
         groups = np.array([known.setdefault(value, len(known)) for value in group_by], np.int64)
     if against is not None:
         rows = replace(

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import filelock
 import numpy as np
@@ -78,6 +80,8 @@ class PairList:
     def lacks(self, thresholds: Mapping[str, float], keep: str) -> str:
         """Why these thresholds and this keep policy cannot be decided on from this list; "" if they can."""
         for kind, threshold in thresholds.items():
+            if kind == "reviewed":
+                continue
             if kind not in self.floors:
                 return f"{kind} duplicates were not looked for"
             if threshold < self.floors[kind]:
@@ -139,7 +143,8 @@ def find_pairs(
     With `split`, only between the first `split` rows and the others. `known` is the list of the first `known.rows` of these rows,
     found with the same floors: only what is new is looked for. With `folder`, what is finished is kept there until all is.
 
-    A row with more than 1 000 earlier partners is capped: its pairs with the first few are listed, and with a kept one where there is one.
+    A row with more than 1 000 earlier partners is capped: its pairs with the first few are listed, and of the
+    semantic ones that with a kept row where there is one.
     """
     floors = check_thresholds(floors)
     begin = 0 if known is None else known.rows
@@ -321,6 +326,18 @@ def forget(folder: Path) -> None:
     lock.release()
 
 
+def _readable(path: Path) -> bool:
+    """Whether a part is whole: a full disk or a loss of power may have cut it."""
+    try:
+        with np.load(path) as there:
+            return (
+                all(len(there[name]) >= 0 for name in ("later", "earlier", "scores", "capped", "next"))
+                and there["last"] is not None
+            )
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
+        return False
+
+
 class _Unfinished:
     """Parts of a search that are found, in a folder if there is one: the same search goes on from them."""
 
@@ -358,6 +375,12 @@ class _Unfinished:
                 if path.name != "lock":
                     path.unlink()
             name.write_text(of.hexdigest())
+        for kind in LOOKED_FOR:
+            unread = False
+            for path in self._files(kind):
+                unread = unread or not _readable(path)
+                if unread:  # and what was found after it
+                    path.unlink()
 
     def close(self) -> None:
         """Let another process use the folder."""
@@ -381,8 +404,9 @@ class _Unfinished:
         for file in files:
             with np.load(file) as there:
                 yield _Part(there["later"], there["earlier"], there["scores"], there["capped"], 1.0)
-                if there["last"]:
-                    return
+                last = bool(there["last"])
+            if last:
+                return
         held: list[_Part] = []
         saved = time.monotonic()
         for part in find():

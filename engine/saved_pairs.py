@@ -39,12 +39,14 @@ class SavedPairs:
             about = orjson.loads(table.schema.metadata[b"embell"])
             with np.load(directory / FOLDER / "rows.npz") as rows:
                 keys, marks, original, capped = rows["keys"], rows["marks"], rows["original"], rows["capped"]
-            if about["rows"] != rows_digest(keys) or about["shingles"] != str(SHINGLES):
+            if about["rows"] != rows_digest(keys, original, capped) or about["shingles"] != str(SHINGLES):
                 return None
             pairs = np.empty(len(table), PAIR)
             pairs["kind"] = pc.index_in(table["kind"], pa.array(KINDS)).to_numpy()
             for name in ("first", "second", "score", "overlap"):
                 pairs[name] = table[name].to_numpy()
+            if not all(((pairs[name] >= 0) & (pairs[name] < len(keys))).all() for name in ("first", "second")):
+                return None
             found = PairList(len(keys), original, pairs, about["floors"], capped)
         except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, pa.ArrowException):
             return None
@@ -61,7 +63,11 @@ class SavedPairs:
         columns = {name: pa.array(self.pairs.pairs[name]) for name in ("first", "second", "score", "overlap")}
         kinds = pa.DictionaryArray.from_arrays(pa.array(self.pairs.pairs["kind"]), pa.array(KINDS))
         table = pa.table({**columns, "kind": kinds.cast(pa.string())})
-        about = {"floors": self.pairs.floors, "rows": rows_digest(self.keys), "shingles": str(SHINGLES)}
+        about = {
+            "floors": self.pairs.floors,
+            "rows": rows_digest(self.keys, self.pairs.original, self.pairs.capped),
+            "shingles": str(SHINGLES),
+        }
         pyarrow.parquet.write_table(table.replace_schema_metadata({"embell": orjson.dumps(about)}), part / "pairs.parquet")
         # The rows first: a list with the rows of another is not read.
         for name in ("rows.npz", "pairs.parquet"):
@@ -83,6 +89,9 @@ class SavedPairs:
         return SavedPairs(self.keys[there], [mark for mark, still in zip(self.marks, there, strict=True) if still], found)
 
 
-def rows_digest(keys: Array) -> str:
-    """What tells one set of rows from another."""
-    return hashlib.blake2b(np.ascontiguousarray(keys, np.int64).tobytes(), digest_size=16).hexdigest()
+def rows_digest(*arrays: Array) -> str:
+    """What tells the rows of one list from those of another."""
+    of = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        of.update(np.ascontiguousarray(array, np.int64).tobytes())
+    return of.hexdigest()

@@ -473,7 +473,10 @@ class ExactIndex:
                 asked, positions = candidates.queries[-1], candidates.positions[-1]
                 sure = (candidates.lows[-1] >= threshold) & earlier(asked, positions)
                 certain += np.bincount(asked[sure], minlength=len(queries))
-                crowded = certain > most
+                newly, crowded = (certain > most) & ~crowded, certain > most
+                for part in range(len(candidates.queries) - 1 if newly.any() else 0):  # what is not certain would take the places
+                    asked, positions = candidates.queries[part], candidates.positions[part]
+                    candidates.thin(part, newly, (candidates.lows[part] >= threshold) & earlier(asked, positions))
                 if crowded.any():
                     wanted[crowded] = np.inf  # what it has is enough
                     candidates.thin(-1, crowded, sure)
@@ -481,6 +484,7 @@ class ExactIndex:
                 settle()
                 candidates = _Candidates()
         candidates.everywhere(len(queries), self._loose(allowed, until))
+        candidates.thin(-1, crowded, np.zeros(len(candidates.queries[-1]), bool))
         settle()
         asked, scores, positions = (np.concatenate(part) for part in zip(*found, strict=True))
         order = np.argsort(asked, kind="stable")

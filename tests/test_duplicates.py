@@ -20,6 +20,7 @@ from embell.engine.duplicates import Duplicates, chosen_thresholds, deduplicate
 from embell.engine.lexical import FEWEST, lexical_pairs
 from embell.engine.normalise import normalise, text_mark
 from embell.engine.pair_search import find_pairs
+from embell.engine.threshold_choice import Decision
 from embell.indexers import exact
 from embell.indexers.codes import renormalise
 from embell.indexers.exact import ExactIndex
@@ -480,6 +481,30 @@ def test_texts_with_very_many_near_texts_are_linked_to_the_first(monkeypatch: py
     assert found.capped == 94
 
 
+@pytest.mark.usefixtures("few_partners")
+def test_a_capped_row_has_links_though_many_rows_before_those_nearly_reach_the_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_FEWEST_ROWS", 64), ("_MOST_ROWS", 64), ("_PRODUCTS", 1)):
+        monkeypatch.setattr(exact, name, value)
+    rng = np.random.default_rng(0)
+
+    def around(cosine: float, count: int) -> Array:
+        rows = rng.standard_normal((count, 32))
+        rows[:, 0] = 0
+        rows *= np.sqrt(1 - cosine**2) / np.linalg.norm(rows, axis=1, keepdims=True)
+        rows[:, 0] = cosine
+        return rows
+
+    rows = np.concatenate([around(0.7985, 64), around(0.95, 20), around(0.1, 100), np.eye(32)[:1]])
+    index = ExactIndex(32)
+    index.add(np.arange(len(rows)), rows.astype(np.float16))
+    links, crowded = [], []
+    for later, earlier, _, more in index.join(0.8, most=6):
+        links += earlier[later == len(rows) - 1].tolist()
+        crowded += more.tolist()
+    assert len(rows) - 1 in crowded
+    assert links == [64, 65]
+
+
 # How the work is done does not matter.
 
 
@@ -574,6 +599,9 @@ def test_what_is_kept_of_a_search_is_of_use_to_the_same_search_only(tmp_path: Pa
     for _ in range(2):
         assert deduplicate(texts, vectors=one, threshold=0.9, folder=folder).kept == ["0", "2"]
     assert deduplicate(texts, vectors=other, threshold=0.9, folder=folder).kept == ["0", "1"]
+    slanted = np.array([[1.0, 0, 0], [0.8, 0.6, 0], [0, 0, 1]])
+    assert deduplicate(texts, vectors=slanted, threshold=0.9, folder=folder).kept == ["0", "1", "2"]
+    assert deduplicate(texts, vectors=slanted, threshold=0.7, folder=folder).kept == ["0", "2"]
     assert deduplicate(["a", "a", "c"], vectors=one, threshold=0.9, folder=folder).kept == ["0", "2"]
     assert deduplicate(texts, vectors=one, threshold=0.9, group_by=[0, 1, 1], folder=folder).kept == ["0", "1", "2"]
     assert deduplicate(texts, vectors=one, threshold=0.9, folder=folder, keep="last").kept == ["1", "2"]
@@ -733,3 +761,40 @@ def test_a_hugging_face_dataset_is_a_list_with_columns() -> None:
         deduplicate(rows, kinds=["exact"])
     with pytest.raises(UsageError, match="there is no field 'month'"):
         deduplicate(rows, kinds=["exact"], keep="month:max", text_field="body")
+
+
+def test_decisions_are_followed_and_can_be_decided_on_again() -> None:
+    vectors = np.eye(4)[[0, 0, 1, 2]] + 0.01
+    found = deduplicate(["a", "b", "c", "A "], vectors=vectors, threshold=0.8)
+    assert [row.id for row in found.dropped] == ["1", "3"]
+    judged = found.decided([Decision("0", "1", False), Decision("2", "1", True), Decision("0", "3", False)])
+    assert [(row.id, row.kept_id, row.kind) for row in judged.dropped] == [("2", "1", "reviewed"), ("3", "0", "exact")]
+    assert judged.rethreshold(0.9).kept == judged.kept
+    with pytest.raises(UsageError, match="'9'"):
+        found.decided([Decision("0", "9", True)])
+
+
+def test_a_damaged_part_of_an_unfinished_search_is_found_again(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    vectors = np.repeat(rng.standard_normal((20, 8)), 2, axis=0)
+    texts = [f"t{n}" for n in range(40)]
+    options: dict[str, Any] = {"vectors": vectors, "threshold": 0.9, "folder": tmp_path / "f"}
+    right = deduplicate(texts, **options)
+    (part,) = (tmp_path / "f").glob("semantic-*.npz")
+    part.write_bytes(part.read_bytes()[:100])
+    assert deduplicate(texts, **options).dropped == right.dropped
+    assert len(right.dropped) == 20
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"texts": ["a", None]}, "number 1 is None"),
+        ({"texts": ["a", "b"], "against": ["c", 3], "kinds": ["exact"]}, "against: number 1 is 3"),
+        ({"texts": ["a", "b"], "ids": ["x", "x"]}, "ids: some stand twice"),
+        ({"texts": ["a", "b"], "group_by": [[], []], "kinds": ["exact"]}, "group_by"),
+    ],
+)
+def test_what_is_no_text_or_no_name_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        deduplicate(options.pop("texts"), **options)
