@@ -41,7 +41,16 @@ from tiny_models import (
     tiny_model,
 )
 
-every_backbone = pytest.mark.parametrize(("family", "attention"), combinations())
+BOTH_WAYS = ("llama", "gemma3")
+"""The families that are always tested with both attentions; the others with "eager" too in the heavy run."""
+
+
+def marked(family: str, attention: str) -> Any:
+    heavy = attention != attentions(family)[-1] and family not in BOTH_WAYS
+    return pytest.param(family, attention, marks=pytest.mark.heavy if heavy else ())
+
+
+every_backbone = pytest.mark.parametrize(("family", "attention"), [marked(*pair) for pair in combinations()])
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 

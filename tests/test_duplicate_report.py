@@ -66,7 +66,7 @@ def many(number: int, members: int = 1) -> Report:
 
 
 def test_a_browser_is_installed() -> None:
-    """Without one this test fails, and says what to do once; those that need it are then skipped."""
+    """Without one the tests of the page fail; each says what to install."""
     if not CHROMIUM or not DRIVER:
         pytest.fail(NO_BROWSER, pytrace=False)
 
@@ -74,7 +74,7 @@ def test_a_browser_is_installed() -> None:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     if not CHROMIUM or not DRIVER:
-        pytest.skip(f"{NO_BROWSER} (test_a_browser_is_installed fails)")
+        pytest.fail(NO_BROWSER, pytrace=False)
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     folder = tmp_path_factory.mktemp("browser")
