@@ -34,7 +34,7 @@ KINDS = ("exact", "lexical", "contained", "semantic", "reviewed")
 LOOKED_FOR = KINDS[:-1]
 OVERLAP = "overlap"
 """Beside the kinds: the containment that a semantic pair must have too, where that is asked for."""
-THRESHOLDS = {"lexical": 0.9, "contained": 0.9, "semantic": 0.85, OVERLAP: 0.75}
+THRESHOLDS = {"lexical": 0.9, "contained": 0.9, "semantic": 0.8, OVERLAP: 0.7}
 PARTNERS = 1000
 """Earlier partners of one row that are listed as pairs; with more, only its links to the first few of them are."""
 SHINGLES = Shingles()

@@ -260,6 +260,6 @@ def test_labelled_pairs_are_measured(embell: Run, tmp_path: Path) -> None:
         assert (row["precision"], row["recall"], row["f1"], row["pairs"], row["duplicates"]) == (1, 1, 1, 24, 12)
     assert rows["semantic"]["average_precision"] == 1
     usual = {row["kind"]: row for row in embell("evaluate", "duplicates", path, "--json").lines}
-    assert usual["together"]["thresholds"] == {"lexical": 0.9, "semantic": 0.85, "overlap": 0.75}
+    assert usual["together"]["thresholds"] == {"lexical": 0.9, "semantic": 0.8, "overlap": 0.7}
     path.write_text("label\tsentence1\tsentence2\n2\ta\tb\n0\ta\tb\n")
     embell("evaluate", "duplicates", path).fails(1, "pairs.tsv:2", "label is 2")

@@ -741,13 +741,13 @@ def test_the_length_of_given_vectors_does_not_matter() -> None:
 
 
 def test_thresholds_that_are_chosen_for_one() -> None:
-    assert chosen_thresholds() == {"exact": 1.0, "lexical": 0.9, "semantic": 0.85, "overlap": 0.75}
+    assert chosen_thresholds() == {"exact": 1.0, "lexical": 0.9, "semantic": 0.8, "overlap": 0.7}
     assert chosen_thresholds(0.9) == {"exact": 1.0, "semantic": 0.9}
     assert chosen_thresholds(0.9, overlap=0.5) == {"exact": 1.0, "semantic": 0.9, "overlap": 0.5}
     assert chosen_thresholds(0.9, lexical=0.8) == {"exact": 1.0, "lexical": 0.8, "semantic": 0.9}
-    assert chosen_thresholds(kinds=["semantic"]) == {"exact": 1.0, "semantic": 0.85, "overlap": 0.75}
-    assert chosen_thresholds(overlap=0.0, kinds=["semantic"]) == {"exact": 1.0, "semantic": 0.85}
-    assert chosen_thresholds(contained=0.8) == {"exact": 1.0, "lexical": 0.9, "contained": 0.8, "semantic": 0.85, "overlap": 0.75}
+    assert chosen_thresholds(kinds=["semantic"]) == {"exact": 1.0, "semantic": 0.8, "overlap": 0.7}
+    assert chosen_thresholds(overlap=0.0, kinds=["semantic"]) == {"exact": 1.0, "semantic": 0.8}
+    assert chosen_thresholds(contained=0.8) == {"exact": 1.0, "lexical": 0.9, "contained": 0.8, "semantic": 0.8, "overlap": 0.7}
     assert chosen_thresholds(kinds=[]) == {"exact": 1.0}
 
 
