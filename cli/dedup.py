@@ -190,8 +190,15 @@ def _work_folder(stack: ExitStack, outputs: dict[str, str | None]) -> Path:
         if path not in (None, "-") and not (Path(path).exists() and not Path(path).is_file()):
             folder = Path(f"{os.path.realpath(path)}.unfinished")
             folder.mkdir(exist_ok=True)
+            stack.callback(_drop_empty, folder)
             return folder
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="embell-")))
+
+
+def _drop_empty(folder: Path) -> None:
+    """A mistake that is noticed before anything is made leaves nothing behind."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _opened(

@@ -112,6 +112,8 @@ def report_of(found: Duplicates, texts: Texts, title: str) -> Report:
     notes = []
     if len(ids) > _GROUPS_SHOWN:
         notes.append(f"The first {_GROUPS_SHOWN:,} of {len(ids):,} groups are shown; --removed writes every dropped row.")
+    if "overlap" in found.thresholds:
+        notes.append(f"Semantic pairs also share {found.thresholds['overlap']:.0%} of the shorter text's words.")
     by_kept: dict[str, list[Dropped]] = {}
     for row in found.dropped:
         by_kept.setdefault(row.kept_id, []).append(row)
@@ -120,7 +122,7 @@ def report_of(found: Duplicates, texts: Texts, title: str) -> Report:
         documents=len(found.kept) + len(found.dropped),
         kept=len(found.kept),
         dropped=dict(Counter(row.kind for row in found.dropped)),
-        thresholds={kind: value for kind, value in found.thresholds.items() if kind not in ("exact", "overlap")},
+        thresholds={kind: value for kind, value in found.thresholds.items() if kind not in ("exact", "overlap", "reviewed")},
         rule={"cover": "greedy cover", "components": "connected components", "complete": "complete linkage"}[found.rule],
         keep=found.keep,
         histogram=histogram(found),

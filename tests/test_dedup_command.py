@@ -103,6 +103,7 @@ def test_mistakes_get_one_line(embell: Run, source: Path, tmp_path: Path) -> Non
     embell("dedup", source, "--report", "-").fails(2, "--report needs a file")
     embell("dedup", source, "--against", source, "--keep", "last").fails(2, "--against")
     embell("dedup", source, "--against", tmp_path / "no.jsonl").fails(1, "no.jsonl")
+    embell("dedup", tmp_path / "no.jsonl", "--output", tmp_path / "kept.jsonl").fails(1, "no.jsonl")
     embell("dedup", source, "--suggest", source, "--output", tmp_path / "x").fails(2, "--suggest writes nothing")
     embell("dedup", source, "--decisions", tmp_path / "no.jsonl").fails(1, "no.jsonl", "cannot be read")
     (tmp_path / "d.jsonl").write_text('{"id_a": "a", "id_b": "b", "duplicate": true}\n{"id_a": "a"}\n')
