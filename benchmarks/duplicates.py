@@ -370,7 +370,9 @@ def child(folder: Path) -> None:
             told = time.perf_counter()
             tell(at=told - began, stage=stage, share=share)
 
-    result = deduplicate(texts, vectors=given, folder=folder / "unfinished", progress=progress)
+    # Those of the folder: the process that goes on must look for the same as the one that was killed.
+    thresholds = orjson.loads((folder / "thresholds.json").read_bytes())
+    result = deduplicate(texts, vectors=given, **thresholds, folder=folder / "unfinished", progress=progress)
     taken, computed = time.perf_counter() - began, time.process_time() - computed
     np.save(folder / "pairs.npy", result.found.pairs)
     np.save(folder / "original.npy", result.found.original)
@@ -411,13 +413,17 @@ def run_apart(folder: Path, killed_at: float | None = None) -> Run:
 
 
 def written(folder: Path, texts: Sequence[str], rows: Array) -> Path:
-    """The folder, with these texts and vectors and nothing else."""
+    """The folder, with these texts and vectors, the usual thresholds, and nothing else."""
     import shutil
+
+    from embell.engine.pair_search import OVERLAP, THRESHOLDS
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "texts.json").write_bytes(orjson.dumps(list(texts)))
     np.save(folder / "vectors.npy", rows)
+    usual = {"threshold": THRESHOLDS["semantic"], "overlap": THRESHOLDS[OVERLAP], "lexical": THRESHOLDS["lexical"]}
+    (folder / "thresholds.json").write_bytes(orjson.dumps(usual))
     return folder
 
 
@@ -512,9 +518,10 @@ def million(data: Path, work: Path, rows: int) -> None:
 def check(folder: Path, texts: Sequence[str], given: Array, places: Array) -> None:
     """Some rows against brute force, and what became of the planted ones."""
     from embell.engine.lexical import LexicalSets
-    from embell.engine.pair_search import KINDS, OVERLAP, THRESHOLDS
+    from embell.engine.pair_search import KINDS
     from embell.indexers.codes import renormalise
 
+    thresholds = orjson.loads((folder / "thresholds.json").read_bytes())
     pairs, kept, rows = np.load(folder / "pairs.npy"), np.load(folder / "kept.npy"), len(texts)
     stored = np.asarray(given / np.linalg.norm(given.astype(np.float32), axis=1, keepdims=True), np.float16)
     rng = np.random.default_rng(1)
@@ -524,12 +531,12 @@ def check(folder: Path, texts: Sequence[str], given: Array, places: Array) -> No
     wide = renormalise(stored[asked]).astype(np.float64)
     true = []
     for begin in range(0, rows, 20_000):
-        at, near = np.nonzero(wide @ renormalise(stored[begin : begin + 20_000]).astype(np.float64).T >= THRESHOLDS["semantic"])
+        at, near = np.nonzero(wide @ renormalise(stored[begin : begin + 20_000]).astype(np.float64).T >= thresholds["threshold"])
         at, near = asked[at], near + begin
         first = (near < at) & (original[near] == near)
         at, near = at[first], near[first]
         sets = LexicalSets.of([texts[one] for one in [*at.tolist(), *near.tolist()]])
-        enough = sets.containment(np.arange(len(at)), np.arange(len(at)) + len(at)) >= THRESHOLDS[OVERLAP]
+        enough = sets.containment(np.arange(len(at)), np.arange(len(at)) + len(at)) >= thresholds["overlap"]
         true.append(coded(at[enough], near[enough], rows))
     wanted = np.unique(np.concatenate(true))
     here = pairs[(pairs["kind"] == KINDS.index("semantic")) & np.isin(pairs["second"], asked)]
