@@ -221,7 +221,7 @@ def test_thresholds_are_suggested_from_decisions(embell: Run, tmp_path: Path) ->
 
 def test_a_killed_run_goes_on(source: Path, tmp_path: Path) -> None:
     """Killed while it encodes or compares; the second run gives what an undisturbed one gives."""
-    rows = [{"id": str(n), "text": f"Text number {n % 400} about matter {n % 37} and {n % 11} things."} for n in range(3000)]
+    rows = [{"id": str(n), "text": f"Text number {n % 400} about matter {n % 37} and {n % 11} things."} for n in range(800)]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [
         sys.executable,
