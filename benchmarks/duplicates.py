@@ -184,7 +184,7 @@ def brute_force(unit: Array, threshold: float) -> Array:
 
 def semantic(data: Path, work: Path, rows: int, repeat: int) -> None:
     """The semantic stage on given vectors, from texts and vectors to the rows that are kept."""
-    from embell.engine.duplicates import deduplicate
+    from embell.engine.deduplicate import deduplicate
     from embell.indexers.codes import renormalise
 
     texts = kept_texts(data, work)[:rows]
@@ -273,7 +273,7 @@ def ends(data: Path, work: Path, rows: int, repeat: int) -> None:
     from model2vec import StaticModel
 
     from embell.engine import Encoder
-    from embell.engine.duplicates import deduplicate
+    from embell.engine.deduplicate import deduplicate
 
     texts, places = planted(kept_texts(data, work)[:rows], 0.05)
     mini, path = Encoder.load(), static_model(work)
@@ -352,7 +352,7 @@ class Run:
 
 def child(folder: Path) -> None:
     """De-duplicate the texts and vectors in a folder, with a folder of what is unfinished; tells how it goes in lines of JSON."""
-    from embell.engine.duplicates import deduplicate
+    from embell.engine.deduplicate import deduplicate
 
     def memory(what: str) -> float:
         return int(Path("/proc/self/status").read_text(encoding="utf-8").split(f"{what}:")[1].split()[0]) / 1e6
@@ -416,7 +416,7 @@ def written(folder: Path, texts: Sequence[str], rows: Array) -> Path:
     """The folder, with these texts and vectors, the usual thresholds, and nothing else."""
     import shutil
 
-    from embell.engine.pair_search import OVERLAP, THRESHOLDS
+    from embell.engine.pair_list import OVERLAP, THRESHOLDS
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -518,7 +518,7 @@ def million(data: Path, work: Path, rows: int) -> None:
 def check(folder: Path, texts: Sequence[str], given: Array, places: Array) -> None:
     """Some rows against brute force, and what became of the planted ones."""
     from embell.engine.lexical import LexicalSets
-    from embell.engine.pair_search import KINDS
+    from embell.engine.pair_list import KINDS
     from embell.indexers.codes import renormalise
 
     thresholds = orjson.loads((folder / "thresholds.json").read_bytes())

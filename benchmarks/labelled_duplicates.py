@@ -25,7 +25,7 @@ from duplicate_sets import PRIMARY, LabelledCorpus, LabelledPairs, LabelledSet, 
 from embell.engine import Encoder
 from embell.engine.lexical import LexicalSets
 from embell.engine.normalise import normalise, text_mark
-from embell.engine.pair_search import OVERLAP, THRESHOLDS
+from embell.engine.pair_list import OVERLAP, THRESHOLDS
 
 Array = np.ndarray[Any, Any]
 

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from embell.indexers.corpora import CorpusOptions, CorpusReport
 
 
+_FEWEST_SHOWN = 30
+"""Characters of a text that are shown however narrow the terminal is."""
+
+
 @click.command(no_args_is_help=True)
 @click.argument("sources", metavar="SOURCE_OR_DIR...", nargs=-1, required=True)
 @click.option("--threshold", type=float, help="Cosine at which two texts are duplicates, whatever their words are.")
@@ -145,7 +149,7 @@ def dedup(
                     threshold, keep=keep, rule=rule, group_by=group_by, progress=step, on_note=note, **chosen
                 )
         if suggest:
-            tell_suggestions(found, judged, collection, as_json)
+            tell_suggestions(found, judged, as_json)
             return
         if judged:
             found = found.decided(judged)
@@ -374,8 +378,11 @@ def _tell(
         return
     some = texts.of(shown)
     for row in shown:
-        click.echo(f"{row.score:.3f} {row.kind:<10}{row.id}: {snippet(some[row.id], 90)}")
-        click.echo(f"      kept      {row.kept_id}: {snippet(some[row.kept_id], 90)}")
+        for head, name in (
+            (f"{row.score:.3f} {row.kind:<10}{row.id}: ", row.id),
+            (f"      kept      {row.kept_id}: ", row.kept_id),
+        ):
+            click.echo(head + snippet(some[name], max(_FEWEST_SHOWN, shutil.get_terminal_size().columns - len(head))))
     if shown and len(found.dropped) > len(shown):
         click.echo(
             f"… and {len(found.dropped) - len(shown):,} more; --removed FILE.jsonl writes them all, --report FILE.html shows them"

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _TOGETHER = 2000
 _GROUPS_SHOWN = 5000
+_READ = 500
 _BINS = 20
 _BAR = 30
 _FEWEST_DRAWN = 20
@@ -126,32 +127,19 @@ def report_of(found: Duplicates, texts: Texts, title: str) -> Report:
         rule={"cover": "greedy cover", "components": "connected components", "complete": "complete linkage"}[found.rule],
         keep=found.keep,
         histogram=histogram(found),
-        groups=_Groups([by_kept[kept] for kept in itertools.islice(by_kept, _GROUPS_SHOWN)], texts),
+        groups=_groups([by_kept[kept] for kept in itertools.islice(by_kept, _GROUPS_SHOWN)], texts),
         all_groups=len(ids),
         capped=found.capped,
         notes=notes,
     )
 
 
-class _Groups(Sequence[Group]):
+def _groups(groups: list[list[Dropped]], texts: Texts) -> Iterator[Group]:
     """The groups of a report, whose texts are read when they are written."""
-
-    def __init__(self, groups: list[list[Dropped]], texts: Texts) -> None:
-        self._groups, self._texts = groups, texts
-
-    def __len__(self) -> int:
-        return len(self._groups)
-
-    def __getitem__(self, at: Any) -> Any:
-        return next(self._read(self._groups[at : at + 1]))
-
-    def __iter__(self) -> Iterator[Group]:
-        for begin in range(0, len(self._groups), 500):
-            yield from self._read(self._groups[begin : begin + 500])
-
-    def _read(self, groups: list[list[Dropped]]) -> Iterator[Group]:
-        known = self._texts.of([row for group in groups for row in group])
-        for group in groups:
+    for begin in range(0, len(groups), _READ):
+        some = groups[begin : begin + _READ]
+        known = texts.of([row for group in some for row in group])
+        for group in some:
             kept = group[0].kept_id
             yield Group(kept, known[kept], [Member(row.id, known[row.id], row.score, row.kind, kept) for row in group])
 
@@ -186,7 +174,7 @@ def read_decisions(path: str) -> list[Decision]:
     return found
 
 
-def tell_suggestions(found: Duplicates, decisions: Sequence[Decision], collection: Collection, as_json: bool) -> None:
+def tell_suggestions(found: Duplicates, decisions: Sequence[Decision], as_json: bool) -> None:
     """Print the threshold of each kind that fits the decisions best, and what each level would be worth."""
     from embell.engine.threshold_choice import suggest
 

@@ -11,7 +11,7 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
@@ -56,7 +56,7 @@ class Report:
     rule: str
     keep: str
     histogram: dict[str, list[tuple[float, float, int]]]
-    groups: Sequence[Group]
+    groups: Iterable[Group]
     all_groups: int
     capped: int
     notes: list[str]

@@ -87,7 +87,7 @@ def duplicates(
     alone, and together as `embell dedup` combines them, with its usual thresholds unless --choose-on finds others.
     """
     from embell.engine.duplicate_evaluation import LabelledScores, choose, evaluate_duplicates
-    from embell.engine.pair_search import THRESHOLDS
+    from embell.engine.pair_list import THRESHOLDS
 
     encoder = model.load()
     train = LabelledScores.of(encoder, Path(choose_on), label_field) if choose_on else None
@@ -96,18 +96,19 @@ def duplicates(
     for file in files:
         pairs = LabelledScores.of(encoder, Path(file), label_field)
         results = evaluate_duplicates(pairs, chosen, train)
+        if not as_json:
+            click.echo(f"{pairs.dataset}: {len(pairs.labels):,} pairs, {int(pairs.labels.sum()):,} of them duplicates")
+            click.echo(f"{'':<11}precision  recall     F1   avg. p.   at")
         for kind, at in results.items():
             told: dict[str, Any] = {"thresholds": chosen}
-            how = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
+            how = f"     —   {', '.join(f'{name} {value:g}' for name, value in chosen.items())}"
             if kind != "together":
                 told = {"threshold": round(at.threshold, 4), "average_precision": round(at.average_precision, 4)}
-                how = f"at {at.threshold:.3f}   average precision {at.average_precision:.3f}"
+                how = f"{at.average_precision:>6.3f}   {at.threshold:.3f}"
             if as_json:
                 write_json(
                     {"dataset": pairs.dataset, "pairs": len(pairs.labels), "duplicates": int(pairs.labels.sum()), "kind": kind,
                      "precision": round(at.precision, 4), "recall": round(at.recall, 4), "f1": round(at.f1, 4), **told}
                 )  # fmt: skip
             else:
-                click.echo(
-                    f"{pairs.dataset:<16}{kind:<11}precision {at.precision:.3f}   recall {at.recall:.3f}   F1 {at.f1:.3f}   {how}"
-                )
+                click.echo(f"{kind:<11}{at.precision:>9.3f}{at.recall:>8.3f}{at.f1:>7.3f}   {how}")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embell.engine.collection import Collection, Hit
-    from embell.engine.duplicates import Duplicates, deduplicate
+    from embell.engine.deduplicate import deduplicate
+    from embell.engine.duplicates import Duplicates
     from embell.engine.encoder import Encoder
     from embell.engine.spec import EncoderSpec
 
@@ -17,7 +18,7 @@ _HOMES = {
     "Encoder": "encoder",
     "EncoderSpec": "spec",
     "Hit": "collection",
-    "deduplicate": "duplicates",
+    "deduplicate": "deduplicate",
 }
 
 __all__ = ["Collection", "Duplicates", "Encoder", "EncoderSpec", "Hit", "deduplicate"]

@@ -11,8 +11,10 @@ import numpy as np
 
 from embell.engine.duplicates import Duplicates, Rows, found_in_order, judge
 from embell.engine.normalise import text_mark
-from embell.engine.pair_search import PairList, Progress, find_pairs, forget
+from embell.engine.pair_list import PairList
+from embell.engine.pair_search import find_pairs
 from embell.engine.saved_pairs import FOLDER, SavedPairs
+from embell.engine.search_parts import Progress, forget
 from embell.errors import UsageError
 from embell.indexers.exact import ExactIndex
 from embell.indexers.store import writer_lock
@@ -101,6 +103,9 @@ def collection_duplicates(
         return judge(_searched(collection, read, thresholds, keep, groups, progress), rows, thresholds, keep, rule)
     if saved is not None and again:
         return judge(saved.pairs, rows, thresholds, keep, rule)
+    if saved is not None and len(saved.keys) == len(index) and not saved.pairs.lacks(thresholds, saved.pairs.keep):
+        # Of capped rows the links for another policy are not listed; the list itself stays as it is.
+        return judge(_searched(collection, read, thresholds, keep, None, progress), rows, thresholds, keep, rule)
     known = saved.pairs if saved is not None and not reason else None
     if reason and on_note is not None:
         on_note(f"looking for pairs anew: {reason}")

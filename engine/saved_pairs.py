@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from embell.engine.pair_search import KINDS, PAIR, SHINGLES, PairList
+from embell.engine.pair_list import KINDS, PAIR, PairList
+from embell.engine.pair_search import SHINGLES
 
 Array = np.ndarray[Any, Any]
 

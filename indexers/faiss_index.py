@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +104,10 @@ class FaissIndex:
 
     @property
     def bytes(self) -> int:
-        """Memory of the index, as it is written."""
-        return len(_faiss().serialize_index(self._index))
+        """Memory of the index, as it is written: to a file, for a second copy may be too much for the memory."""
+        with tempfile.NamedTemporaryFile() as file:
+            _faiss().write_index(self._index, file.name)
+            return os.path.getsize(file.name)
 
     def choices(self) -> list[Settings]:
         """Settings worth trying, the fastest first."""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from embell import Collection, CollectionError, Document, Encoder, UsageError
-from embell.engine import collection_pairs, pair_search
+from embell.engine import collection_pairs, pair_search, search_parts
 from embell.engine.duplicates import Duplicates
 from embell.engine.lexical import lexical_pairs
 from embell.engine.normalise import normalise
@@ -398,7 +398,7 @@ def test_few_documents(tmp_path: Path, n: int) -> None:
 def test_a_search_that_is_cut_short_goes_on_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (pair_search, exact):
         monkeypatch.setattr(module, "QUERIES", 4)
-    monkeypatch.setattr(pair_search, "_SAVED_SECONDS", 0)
+    monkeypatch.setattr(search_parts, "SAVED_SECONDS", 0)
     collection = made(tmp_path / "c", documents(60))
     expected = fresh(tmp_path, collection, **THRESHOLD)
     parts: list[tuple[str, float]] = []
@@ -433,7 +433,7 @@ def test_a_search_that_is_cut_short_goes_on_and_leaves_nothing(tmp_path: Path, m
 def test_another_search_that_ends_first_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (pair_search, exact):
         monkeypatch.setattr(module, "QUERIES", 4)
-    monkeypatch.setattr(pair_search, "_SAVED_SECONDS", 0)
+    monkeypatch.setattr(search_parts, "SAVED_SECONDS", 0)
     collection = made(tmp_path / "c", documents(60))
     expected = fresh(tmp_path, collection, **THRESHOLD)
     found = []

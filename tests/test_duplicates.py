@@ -15,8 +15,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from embell import UsageError
-from embell.engine import pair_search
-from embell.engine.duplicates import Duplicates, chosen_thresholds, deduplicate
+from embell.engine import pair_search, search_parts
+from embell.engine.deduplicate import deduplicate
+from embell.engine.duplicates import Duplicates, chosen_thresholds
 from embell.engine.lexical import FEWEST, lexical_pairs
 from embell.engine.normalise import normalise, text_mark
 from embell.engine.pair_search import find_pairs
@@ -565,7 +566,7 @@ def test_the_split_of_the_work_does_not_matter(mode: str, monkeypatch: pytest.Mo
 def test_a_search_that_is_cut_short_goes_on(mode: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     small_batches(monkeypatch)
-    monkeypatch.setattr(pair_search, "_SAVED_SECONDS", 0)
+    monkeypatch.setattr(search_parts, "SAVED_SECONDS", 0)
     expected = everything(searched(mode))
     parts: list[float] = []
     searched(mode, progress=lambda kind, share: parts.append(share) if kind == "semantic" else None)
