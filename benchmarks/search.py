@@ -177,7 +177,7 @@ def rivals(rows: Array) -> Iterator[tuple[str, float, float, list[tuple[str, Cal
                 made = faiss.SearchParametersHNSW(efSearch=breadth)
                 ways.append((f"efSearch {breadth}", lambda q, i=index, p=made: i.search(q, 10, params=p)[1]))
         else:
-            for probes in (16, 32, 64, 128, 256, 512):
+            for probes in (16, 32, 64, 96, 128, 192, 256, 512):
                 for factor in (4, 8, 16):
                     made = faiss.IndexRefineSearchParameters(
                         k_factor=factor, base_index_params=faiss.SearchParametersIVF(nprobe=probes)
@@ -224,7 +224,10 @@ def rivals(rows: Array) -> Iterator[tuple[str, float, float, list[tuple[str, Cal
 
 
 def tuned(rows: Array, queries: Array, repeat: int) -> None:
-    """Our index tuned to a certified recall against the fastest settings of each peer that reach it, on the same queries."""
+    """Our index tuned to a certified recall against the fastest settings of each peer that reach it, and that reach what ours has measured.
+
+    Ours is tuned on other queries than those it is measured on; a peer's settings are the fastest on the queries measured.
+    """
     from embell.engine.tuning import exact_qps, nearest, tune
     from embell.indexers.exact import ExactIndex
     from embell.indexers.faiss_index import FaissIndex, factory_for
@@ -245,6 +248,7 @@ def tuned(rows: Array, queries: Array, repeat: int) -> None:
         f"\nembell {factory}: built in {time.perf_counter() - began:.0f} s; exact search answers {exact_qps(ours, train):,.0f} queries/s"
     )
     searches: list[tuple[str, float, Callable[[], Array]]] = [("embell, exact", float(DIM), lambda: ours.search(ask, 10)[1])]
+    targets = [0.95, 0.99]
     for target in (0.95, 0.99):
         chosen, _ = tune(ours, index, factory, target, train)
         if chosen is not None:
@@ -255,16 +259,17 @@ def tuned(rows: Array, queries: Array, repeat: int) -> None:
                 found[asked, np.arange(len(asked)) - np.searchsorted(asked, asked)] = positions
                 return found
 
+            targets.append(recall(search()))
             searches.append((f"embell, {target} certified: {chosen.settings}, {chosen.depth}", chosen.bytes_per_vector, search))
     for name, took, size, ways in rivals(rows):
         print(f"{name}: built in {took:.0f} s", flush=True)
         reached = [(label, way, recall(way(ask))) for label, way in ways]
-        for target in (0.95, 0.99):
+        for target in sorted(targets):
             enough = [(label, way) for label, way, found in reached if found >= target]
             speeds = [(seconds(lambda w=way: w(ask), repeat=1)[0], label, way) for label, way in enough]  # type: ignore[misc]
             if speeds:
                 _, label, way = min(speeds, key=lambda speed: speed[0])
-                searches.append((f"{name}, {target}: {label}", size, lambda w=way: w(ask)))  # type: ignore[misc]
+                searches.append((f"{name}, {target:.3g}: {label}", size, lambda w=way: w(ask)))  # type: ignore[misc]
     times = seconds(*(search for _, _, search in searches), repeat=repeat)
     print("| index | recall@10 | queries/s | bytes a vector beyond rows |\n| --- | --- | --- | --- |")
     for (name, size, search), taken in zip(searches, times, strict=True):
@@ -286,15 +291,6 @@ def filters(work: Path, rows: Array, queries: Array, repeat: int) -> None:
     collection = Collection.open(path)
     collection.search(queries[:1])
     share = np.arange(len(rows)) * 7919 % 1000
-    first = np.array([str(number) for number in range(1000)])
-    began = time.perf_counter()
-    extra = Collection.open(path)
-    extra.add(Document(f"new {number}", f"text {number}", {"share": 1}, vector=queries[number]) for number in first.astype(int))
-    found = extra.search(queries[5:6], 1)[0][0].id
-    print(f"\n1 000 rows added to {len(rows):,} and found ({found}) after {time.perf_counter() - began:.2f} s")
-    extra.delete(where="id LIKE 'new %'")
-    collection = Collection.open(path)
-    collection.search(queries[:1])
     print("\n| condition lets through | one query, ms (p50) | p99 | exact |\n| --- | --- | --- | --- |")
     for most, where in ((1000, None), (500, "share < 500"), (50, "share < 50"), (10, "share < 10"), (1, "share < 1")):
         times = []
@@ -313,6 +309,13 @@ def filters(work: Path, rows: Array, queries: Array, repeat: int) -> None:
             for found, row in zip(hits, scores, strict=True)
         )
         print(f"| {most / 10:g} % | {1e3 * np.median(times):.1f} | {1e3 * np.quantile(times, 0.99):.1f} | {right} |", flush=True)
+    first = np.array([str(number) for number in range(1000)])
+    began = time.perf_counter()
+    extra = Collection.open(path)
+    extra.add(Document(f"new {number}", f"text {number}", {"share": 1}, vector=queries[number]) for number in first.astype(int))
+    found = extra.search(queries[5:6], 1)[0][0].id
+    print(f"\n1 000 rows added to {len(rows):,} and found ({found}) after {time.perf_counter() - began:.2f} s")
+    extra.delete(where="id LIKE 'new %'")
 
 
 def main() -> None:

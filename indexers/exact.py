@@ -36,8 +36,8 @@ _MERGED = 8
 """Candidates of a query after which the k-th best so far is looked for anew, on the average."""
 _GATHERED_SHARE, _GATHERED_QUERIES = 0.1, 32
 """Rows that a filter lets through are copied together where they are at most this share, or there are this many queries at least."""
-_SCORED = 64
-"""Pairs that are scored at a time: larger arrays are handed out anew by the system, which costs more than the arithmetic."""
+_SCORED = 512
+"""Pairs that are scored at a time: they stay in the cache, and few steps of Python are left for the cores to wait for each other in."""
 _SHARED = 1024
 """Pairs from which on every core scores a share of them."""
 FEW = 32
@@ -252,12 +252,11 @@ class ExactIndex:
         """The vectors at these positions: stored rows, renormalised in float32, `(n, dim)`."""
         return renormalise(self.stored(positions))
 
-    def stored(self, positions: Array) -> Array:
-        """The float16 rows at these positions, as they are stored, `(n, dim)`."""
+    def stored(self, positions: Array, out: Array | None = None) -> Array:
+        """The float16 rows at these positions, as they are stored, `(n, dim)`; in `out`, where that is given."""
+        rows: Array = np.empty((len(positions), self.dim), np.float16) if out is None else out
         if len(self._segments) == 1:
-            only: Array = np.take(self._segments[0].rows, positions, axis=0)
-            return only
-        rows = np.empty((len(positions), self.dim), np.float16)
+            return np.take(self._segments[0].rows, positions, axis=0, out=rows, mode="clip")
         start = 0
         for segment in self._segments:
             inside = (positions >= start) & (positions < start + len(segment.rows))
@@ -493,15 +492,18 @@ class ExactIndex:
     def _scores(self, queries: Array, asked: Array, positions: Array) -> Array:
         """Exact float64 scores of pairs of a query and a position."""
         scores = np.empty(len(positions))
-        wide = queries.astype(np.float64)
-        left, right = np.empty((2, _SCORED, self.dim))
+        # Fresh arrays are handed out by the system each time, which costs more than the arithmetic.
+        size = min(_SCORED, len(positions))
+        stored, room = np.empty((size, self.dim), np.float16), np.empty((3, size, self.dim), np.float32)
+        left, right = np.empty((2, size, self.dim))
         for begin in range(0, len(positions), _SCORED):
             some = slice(begin, min(begin + _SCORED, len(positions)))
-            count = some.stop - begin
-            left[:count] = self.vectors(positions[some])
-            np.take(wide, asked[some], axis=0, out=right[:count], mode="clip")  # "raise" would take a copy first
+            rows, squares, asking = room[:, : some.stop - begin]
+            row, query = left[: len(rows)], right[: len(rows)]
+            row[:] = renormalise(self.stored(positions[some], stored[: len(rows)]), rows, squares)
+            query[:] = np.take(queries, asked[some], axis=0, out=asking, mode="clip")  # "raise" would take a copy first
             # Not a BLAS product: its rounding depends on how many rows there are, and equal rows must tie.
-            np.einsum("ij,ij->i", left[:count], right[:count], out=scores[some])
+            np.einsum("ij,ij->i", row, query, out=scores[some])
         return scores
 
     def _rough(self, queries: Array, asked: Array, positions: Array) -> Array:
