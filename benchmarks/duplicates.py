@@ -184,7 +184,7 @@ def brute_force(unit: Array, threshold: float) -> Array:
 
 def semantic(data: Path, work: Path, rows: int, repeat: int) -> None:
     """The semantic stage on given vectors, from texts and vectors to the rows that are kept."""
-    from embell.engine.deduplicate import deduplicate
+    from embell.engine.text_duplicates import deduplicate
     from embell.indexers.codes import renormalise
 
     texts = kept_texts(data, work)[:rows]
@@ -273,7 +273,7 @@ def ends(data: Path, work: Path, rows: int, repeat: int) -> None:
     from model2vec import StaticModel
 
     from embell.engine import Encoder
-    from embell.engine.deduplicate import deduplicate
+    from embell.engine.text_duplicates import deduplicate
 
     texts, places = planted(kept_texts(data, work)[:rows], 0.05)
     mini, path = Encoder.load(), static_model(work)
@@ -352,7 +352,7 @@ class Run:
 
 def child(folder: Path) -> None:
     """De-duplicate the texts and vectors in a folder, with a folder of what is unfinished; tells how it goes in lines of JSON."""
-    from embell.engine.deduplicate import deduplicate
+    from embell.engine.text_duplicates import deduplicate
 
     def memory(what: str) -> float:
         return int(Path("/proc/self/status").read_text(encoding="utf-8").split(f"{what}:")[1].split()[0]) / 1e6

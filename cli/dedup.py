@@ -7,24 +7,23 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
-from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from embell.cli.console import compared, counted, json_value, note, progress, snippet, write_json
+from embell.cli.compared_corpus import opened
+from embell.cli.console import compared, counted, note, snippet, write_json
 from embell.cli.dedup_outputs import Texts, bars, read_decisions, report_of, tell_suggestions, write_outputs
 from embell.cli.duplicate_report import write_report
 from embell.cli.options import ModelOptions, corpus_options, json_option, model_options
 from embell.cli.outputs import check_outputs, whole_file
 
 if TYPE_CHECKING:
-    from embell.engine import Collection, Duplicates
+    from embell.engine import Duplicates
     from embell.engine.duplicates import Dropped
     from embell.indexers.corpora import CorpusOptions, CorpusReport
 
@@ -53,6 +52,10 @@ _FEWEST_SHOWN = 30
               help="Which of two is kept: first, last, longest, shortest, central, FIELD:max or FIELD:min.")  # fmt: skip
 @click.option("--rule", type=click.Choice(["cover", "components", "complete"]), default="cover", show_default=True,
               help="How pairs decide: a kept row near each dropped one; connected rows; groups of which all are near.")  # fmt: skip
+@click.option(
+    "--reduce-to", type=click.IntRange(1), metavar="N",
+    help="After the duplicates, drop those nearest to a kept one until N rows are left.",
+)  # fmt: skip
 @click.option("--group-by", metavar="FIELD", help="Compare only rows with the same value of this field.")
 @click.option(
     "--weight",
@@ -84,6 +87,7 @@ def dedup(
     against: tuple[str, ...],
     keep: str,
     rule: str,
+    reduce_to: int | None,
     group_by: str | None,
     weights: tuple[str, ...],
     decisions: str | None,
@@ -126,6 +130,8 @@ def dedup(
             raise click.UsageError(f"--{option} needs a file: it does not go to stdout")
     if against and (group_by or keep != "first" or rule != "cover"):
         raise click.UsageError("--against decides by itself what is dropped: leave out --keep, --rule and --group-by")
+    if reduce_to and (against or group_by or suggest):
+        raise click.UsageError("--reduce-to compares all rows with each other: leave out --against, --group-by and --suggest")
     if suggest and any(outputs.values()):
         raise click.UsageError("--suggest writes nothing: leave out --output, --removed, --pairs and --report")
     weighing = _weights(weights)
@@ -137,11 +143,11 @@ def dedup(
     fields = {name for name in (keep.rpartition(":")[0], group_by) if name}
     with ExitStack() as stack:
         folder = _work_folder(stack, outputs)
-        collection, records = _opened(stack, folder / "dedup.embell", sources, corpus, model, report, fields, weighing)
+        collection, records = opened(stack, folder / "dedup.embell", sources, corpus, model, report, fields, weighing)
         collections = [collection]
         with compared("Comparing") as step:
             if against:
-                other, _ = _opened(stack, folder / "against.embell", against, corpus, model, CorpusReport(), set(), weighing)
+                other, _ = opened(stack, folder / "against.embell", against, corpus, model, CorpusReport(), set(), weighing)
                 collections.append(other)
                 found = collection.leaks(other, threshold, progress=step, **chosen)
             else:
@@ -153,6 +159,9 @@ def dedup(
             return
         if judged:
             found = found.decided(judged)
+        if reduce_to:
+            with compared("Reducing") as step:
+                found = collection.reduce(found, reduce_to, progress=step)
         texts = Texts(collections)
         write_outputs(found, records, texts, output, removed, pairs)
         if page:
@@ -205,146 +214,6 @@ def _drop_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _opened(
-    stack: ExitStack,
-    folder: Path,
-    sources: tuple[str, ...],
-    corpus: CorpusOptions,
-    model: ModelOptions,
-    report: CorpusReport,
-    fields: set[str],
-    weighing: dict[str, float],
-) -> tuple[Collection, Callable[[], Iterable[tuple[str, bytes]]]]:
-    """A collection, or one of these sources; and its rows as they are to be written."""
-    from embell.engine.manifest import FILE
-
-    if any(Path(source, FILE).is_file() for source in sources):
-        if len(sources) > 1:
-            raise click.UsageError("a collection is looked at alone; give one directory, or only sources")
-        if weighing:
-            raise click.UsageError(f"--weight needs a source: the vectors of {sources[0]} are made already")
-        from embell.engine.collection import Collection
-
-        collection = Collection.open(sources[0])
-        return collection, partial(_collection_rows, collection)
-    stdin = _spooled(stack) if "-" in sources else None
-    return _temporary(folder, sources, corpus, model, report, stdin, fields, weighing), partial(
-        _source_rows, sources, corpus, stdin
-    )
-
-
-def _temporary(
-    folder: Path,
-    sources: tuple[str, ...],
-    corpus: CorpusOptions,
-    model: ModelOptions,
-    report: CorpusReport,
-    stdin: BinaryIO | None,
-    fields: set[str],
-    weighing: dict[str, float],
-) -> Collection:
-    """The sources as a collection that goes away at the end: so a large corpus need not fit into memory, and nothing is encoded twice."""
-    from embell.engine.collection import Collection
-    from embell.engine.weighted_fields import weighted_vectors
-    from embell.errors import CollectionError, CorpusError
-    from embell.indexers.corpora import read_corpus
-
-    documents = read_corpus(sources, corpus, report, stdin=stdin)
-    first = next(documents, None)
-    if first is None:
-        raise CorpusError(
-            f"{', '.join(sources)}: no text in it" + (f" (the first row without is {report.first_empty})" if report.empty else "")
-        )
-    encoder = model.load()
-    if weighing:  # other weights make other vectors
-        folder = folder.with_suffix(
-            f".{'+'.join(f'{name}={weight:g}' for name, weight in sorted(weighing.items()))}".replace("/", "_")
-        )
-        made: Callable[[], Collection] = partial(Collection.create, folder, None, dim=len(weighing) * encoder.dim, exist_ok=True)
-    else:
-        made = partial(Collection.create, folder, encoder, exist_ok=True)
-    try:
-        collection = made()
-        if len(collection):
-            note("going on where the last run was stopped")
-    except CollectionError:  # of another model
-        shutil.rmtree(folder)
-        collection = made()
-
-    def bare() -> Iterator[Any]:
-        everything = chain([first], documents)
-        while some := list(islice(everything, 1000 if weighing else 1)):
-            records = [{name: str(document.metadata.get(name) or "") for name in weighing} for document in some]
-            vectors = weighted_vectors(encoder, records, weighing) if weighing else [None]
-            for document, vector in zip(some, vectors, strict=True):
-                kept = {name: value for name, value in document.metadata.items() if name in fields}
-                yield replace(document, metadata=kept, vector=vector)
-
-    with progress("Encoding") as step:
-        done = collection.add(bare(), prune=True, progress=step, on_warning=note)
-    if report.empty:
-        note(f"without text, so not compared but kept: {counted(report.empty, 'row')}, the first is {report.first_empty}")
-    if report.rejected:
-        note(f"cannot be read, so not compared but kept: {counted(report.rejected, 'row')}, the first: {report.first_rejected}")
-    if done.truncated:
-        note(
-            f"{counted(done.truncated, 'document')} longer than {collection.encoder.spec.max_length} tokens: compared by the beginning"
-        )
-    if done.chunked:
-        note(
-            f"{counted(done.chunked, 'document')} longer than {collection.encoder.spec.max_length} tokens: compared by the mean of their pieces"
-        )
-    return collection
-
-
-def _spooled(stack: ExitStack) -> BinaryIO:
-    """Stdin in a file, because it is read twice."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115  (the stack closes it)
-    stack.enter_context(file)
-    shutil.copyfileobj(sys.stdin.buffer, file)
-    file.seek(0)
-    return file
-
-
-def _source_rows(sources: tuple[str, ...], corpus: CorpusOptions, stdin: BinaryIO | None) -> Iterator[tuple[str, bytes]]:
-    """Each row of the source as `(id, line)`; those that cannot be compared (without text, rejected) have the id ""."""
-    import orjson
-
-    from embell.errors import CorpusError
-    from embell.indexers.corpora import CorpusReport, read_rows, to_document
-
-    if stdin is not None:
-        stdin.seek(0)
-    rejected: list[bytes] = []
-
-    def keep(message: str, raw: bytes | None) -> None:
-        if raw is not None:
-            rejected.append(raw)
-
-    for row in read_rows(sources, corpus, CorpusReport(), keep, stdin=stdin):
-        for line in rejected:
-            yield "", line
-        rejected.clear()
-        line = row.raw if row.raw is not None else orjson.dumps(row.fields, default=json_value)
-        try:
-            document = to_document(row, corpus)
-        except CorpusError:
-            if not corpus.keep_going:
-                raise
-            document = None
-        yield "" if document is None else document.id, line
-    for line in rejected:
-        yield "", line
-
-
-def _collection_rows(collection: Collection) -> Iterator[tuple[str, bytes]]:
-    import orjson
-
-    names = ["id", "text", *collection.store.metadata_types]
-    for row in collection.store.scan(names):
-        yield row["id"], orjson.dumps({name: value for name, value in row.items() if value is not None}, default=json_value)
-
-
 def _tell(
     found: Duplicates,
     report: CorpusReport,
@@ -366,6 +235,7 @@ def _tell(
             "kept": len(found.kept),
             "dropped": len(found.dropped),
             **{kind: kinds[kind] for kind in found.thresholds if kind != "overlap"},
+            **({} if found.reduced is None else {"reduced": kinds["reduced"], "reduced_at": found.reduced}),
             "pairs": found.pairs.num_rows,
             "capped": found.capped,
             "threshold": found.thresholds.get("semantic"),
@@ -390,6 +260,8 @@ def _tell(
     for line in bars(found):
         note(line)
     how = ", ".join(f"{kinds[kind]:,} {kind}{_where(kind, found.thresholds)}" for kind in found.thresholds if kind != "overlap")
+    if found.reduced is not None:
+        how += f", {kinds['reduced']:,} to reduce, at cosine {found.reduced:.3f} or more"
     note(f"{counted(documents, 'document')}: {len(found.kept):,} kept, {len(found.dropped):,} dropped ({how}; {seconds:.1f} s)")
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embell.engine.collection import Collection, Hit
-    from embell.engine.deduplicate import deduplicate
     from embell.engine.duplicates import Duplicates
     from embell.engine.encoder import Encoder
     from embell.engine.spec import EncoderSpec
+    from embell.engine.text_duplicates import deduplicate
 
 _HOMES = {
     "Collection": "collection",
@@ -18,7 +18,7 @@ _HOMES = {
     "Encoder": "encoder",
     "EncoderSpec": "spec",
     "Hit": "collection",
-    "deduplicate": "deduplicate",
+    "deduplicate": "text_duplicates",
 }
 
 __all__ = ["Collection", "Duplicates", "Encoder", "EncoderSpec", "Hit", "deduplicate"]

@@ -284,6 +284,19 @@ class Collection:
         thresholds = chosen_thresholds(threshold, lexical=lexical, contained=contained, overlap=overlap, kinds=kinds)
         return collection_duplicates(self, self._look(), thresholds, keep, rule, group_by, progress, on_note)
 
+    def reduce(self, found: Duplicates, count: int, progress: Callable[[str, float], None] | None = None) -> Duplicates:
+        """Go on from what `duplicates` found until no more than `count` documents are kept, as `reduction.reduce_to` says.
+
+        Raises UsageError for a count below 1, a result of `leaks`, and if the collection has changed since.
+        """
+        from embell.engine.collection_pairs import living
+        from embell.engine.reduction import reduce_to
+
+        index = living(self._look())
+        if len(index) != len(found.rows.ids):
+            raise UsageError(f"{self.path}: has changed since it was looked through; look for duplicates anew")
+        return reduce_to(found, count, index, progress)
+
     def leaks(
         self,
         against: Collection,

@@ -56,7 +56,8 @@ class _Read:
         return cls(keys, index, ids, marks, lengths if texts else None, values)
 
 
-def _living(snapshot: Snapshot) -> ExactIndex:
+def living(snapshot: Snapshot) -> ExactIndex:
+    """The rows that are not deleted, in the order of their keys."""
     if snapshot.alive is None:
         return snapshot.rows
     living = np.flatnonzero(snapshot.alive)
@@ -88,7 +89,7 @@ def collection_duplicates(
 ) -> Duplicates:
     """`Collection.duplicates`, of a snapshot."""
     fields = {name for name in (keep.rpartition(":")[0], group_by) if name}
-    index = _living(snapshot)
+    index = living(snapshot)
     before = SavedPairs.read(collection.path) if group_by is None else None
     saved = None if before is None else before.now(index.keys)
     reason = "rows were deleted" if before is not None else ""
@@ -158,7 +159,7 @@ def collection_leaks(
     progress: Progress | None,
 ) -> Duplicates:
     """`Collection.leaks`, of two snapshots."""
-    mine, reference = _Read.of(one, _living(snapshot), set()), _Read.of(other, _living(theirs), set())
+    mine, reference = _Read.of(one, living(snapshot), set()), _Read.of(other, living(theirs), set())
     index = ExactIndex(mine.index.dim)
     for at, read in ((0, reference), (len(reference.ids), mine)):
         index.add(np.arange(at, at + len(read.ids)), read.index.stored(np.arange(len(read.ids))))

@@ -50,7 +50,8 @@ class Duplicates:
     """The result of near-duplicate detection, ids in the order of the documents.
 
     `thresholds` are those by kind; `capped` counts documents with more than 1 000 earlier partners, of which only the links to a few, and to
-    a kept one, are among the pairs.
+    a kept one, are among the pairs. `rank` is the place of each document in the order of preference. `reduced` is the lowest score of those
+    that were dropped to reach a number of documents (`reduction.reduce_to`), None if none was.
     """
 
     thresholds: dict[str, float]
@@ -61,6 +62,8 @@ class Duplicates:
     kept_positions: Array
     rows: Rows
     found: PairList
+    rank: Array
+    reduced: float | None = None
 
     @property
     def capped(self) -> int:
@@ -121,7 +124,7 @@ class Duplicates:
         keep: str | None = None,
         rule: str | None = None,
     ) -> Duplicates:
-        """Decide again from the same pairs; `threshold` is the semantic one, what is not given stays.
+        """Decide again from the same pairs; `threshold` is the semantic one, what is not given stays. A reduction is not made again.
 
         Raises UsageError below the thresholds that pairs were looked for with, and where capped rows lack the pairs for it.
         """
@@ -198,7 +201,7 @@ def judge(found: PairList, rows: Rows, thresholds: Mapping[str, float], keep: st
         other = int(first[pair] + second[pair] - text)
         via = None if other == kept_text[row] else ids[leader[other]]
         dropped.append(Dropped(ids[row], ids[target[row]], float(score[pair]), KINDS[cut["kind"][pair]], via))
-    return Duplicates(dict(thresholds), keep, rule, [ids[row] for row in kept.tolist()], dropped, kept - split, rows, found)
+    return Duplicates(dict(thresholds), keep, rule, [ids[row] for row in kept.tolist()], dropped, kept - split, rows, found, rank)
 
 
 def chosen_thresholds(

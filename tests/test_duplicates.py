@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from embell import UsageError
 from embell.engine import pair_search, search_parts
-from embell.engine.deduplicate import deduplicate
 from embell.engine.duplicates import Duplicates, chosen_thresholds
 from embell.engine.lexical import FEWEST, lexical_pairs
 from embell.engine.normalise import normalise, text_mark
 from embell.engine.pair_search import find_pairs
+from embell.engine.text_duplicates import deduplicate
 from embell.engine.threshold_choice import Decision
 from embell.indexers import exact
 from embell.indexers.codes import renormalise

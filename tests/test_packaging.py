@@ -190,3 +190,15 @@ def test_importing_the_package_loads_no_heavy_library() -> None:
     code = "import sys, embell, embell.document, embell.errors; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) & {"torch", "transformers", "numpy", "pyarrow", "lancedb", "scipy"} == set()
+
+
+def test_every_public_name_is_what_it_says_however_often_it_is_imported() -> None:
+    code = """
+import inspect, embell
+for package in ("embell", "embell.engine"):
+    for name in __import__(package, fromlist=["__all__"]).__all__:
+        for _ in range(2):
+            exec(f"from {package} import {name} as found")
+            assert isinstance(found, str) or inspect.isclass(found) or inspect.isfunction(found), (package, name, found)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

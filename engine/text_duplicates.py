@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embell.engine import reduction
 from embell.engine.duplicates import Duplicates, Rows, chosen_thresholds, found_in_order, judge
 from embell.engine.normalise import text_mark
 from embell.engine.pair_list import PairList
@@ -38,6 +39,7 @@ def deduplicate(
     kinds: Sequence[str] | None = None,
     keep: str = "first",
     rule: str = "cover",
+    reduce_to: int | None = None,
     group_by: Sequence[Any] | None = None,
     values: Mapping[str, Sequence[Any]] | None = None,
     text_field: str = "text",
@@ -49,7 +51,8 @@ def deduplicate(
     `threshold`, `lexical`, `contained`, `overlap` and `kinds` as for `chosen_thresholds`. Vectors `(n, dim)` may be
     given; else `encoder`, or the embedded model, makes them. `ids` are the texts' places, unless given. With `against`, texts are
     compared with those instead of among themselves. `group_by` names for each text the group it is compared in; `values` are columns
-    for the keep policies "FIELD:max" and "FIELD:min" (the columns of a dataset are known). With `folder`, a search that was killed goes on.
+    for the keep policies "FIELD:max" and "FIELD:min" (the columns of a dataset are known). With `reduce_to`, rows that are no duplicates are
+    dropped too, until no more than so many are left (`reduction.reduce_to`). With `folder`, a search that was killed goes on.
 
     Raises UsageError for options that do not exist, and for columns of another length.
     """
@@ -79,6 +82,8 @@ def deduplicate(
 
     if len(set(rows.ids)) < len(texts):
         raise UsageError("ids: some stand twice")
+    if reduce_to is not None and (against is not None or group_by is not None):
+        raise UsageError("reduce_to compares all texts with each other: leave out against and group_by")
 
     def stored(name: str, some: Sequence[str], given: Array | None) -> Array:
         nonlocal encoder
@@ -101,7 +106,7 @@ def deduplicate(
 
     reference = list(against) if against is not None else []
     matrix = None
-    if "semantic" in thresholds and (len(texts) or len(reference)):
+    if ("semantic" in thresholds or reduce_to is not None) and (len(texts) or len(reference)):
         matrix = stored("vectors", texts, vectors)
         if reference:
             other = stored("against_vectors", reference, against_vectors)
@@ -135,4 +140,9 @@ def deduplicate(
         )  # fmt: skip
 
     found = search(None) if against is not None else found_in_order(search, rows, thresholds, keep)
-    return judge(found, rows, thresholds, keep, rule)
+    judged = judge(found, rows, thresholds, keep, rule)
+    if reduce_to is None or matrix is None:
+        return judged
+    index = ExactIndex(matrix.shape[1])
+    index.add(np.arange(len(matrix)), matrix)
+    return reduction.reduce_to(judged, reduce_to, index, progress)

@@ -1,0 +1,113 @@
+"""Reduction: a corpus brought down to so many documents, those dropped that resemble a kept one most."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from embell.engine.duplicates import Dropped, Duplicates
+from embell.engine.search_parts import Progress
+from embell.errors import UsageError
+from embell.indexers.exact import ExactIndex
+
+Array = np.ndarray[Any, Any]
+
+REDUCED = "reduced"
+"""The kind of a document that is no duplicate, and was dropped to reach the number asked for."""
+
+_BLOCK = 1024
+"""Rows that are compared with those kept so far, and then with each other."""
+_STEPS = 16
+_NEAR = 0.01
+"""Share of the rows wanted that may be missing when the search for the cosine ends."""
+
+
+def reduce_to(found: Duplicates, count: int, index: ExactIndex, progress: Progress | None = None) -> Duplicates:
+    """Keep at most `count` documents: of those that are kept, drop the ones that resemble another most.
+
+    `index` holds the vectors of the documents `found` is about, in their order. The result is a greedy cover in the order of the keep policy, as at a
+    threshold: the highest cosine at which no more than `count` stay, looked for by bisection. Where it leaves fewer, the documents
+    that resemble their kept ones least stay too, so that there are `count`. Each dropped document names the nearest
+    kept one, whose cosine is its score; a duplicate whose kept document goes is of the kind "reduced" then, too. If the duplicates alone leave no more
+    than `count`, nothing is changed.
+
+    Raises UsageError for a count below 1, and for a result that compared two corpora, or within groups.
+    """
+    if count < 1:
+        raise UsageError(f"reduce to: keep at least 1 document, not {count}")
+    if found.found.split is not None:
+        raise UsageError("reduce to: two corpora were compared; reduce what is kept in a second step")
+    if len(found.kept) <= count:
+        return found
+    order = found.kept_positions[np.argsort(found.rank[found.kept_positions])]
+    rows = ExactIndex(index.dim)
+    rows.add(np.arange(len(order)), index.stored(order))
+    kept = _filled(rows, _cover_of(rows, count, progress), count)
+
+    stays = np.zeros(len(found.rows.ids), bool)
+    stays[order[kept]] = True
+    ids = found.rows.ids
+    known = {row.id: row for row in found.dropped}
+    gone = {ids[at] for at in order[~kept].tolist()}
+    fresh = np.array([at for at in np.flatnonzero(~stays).tolist() if (row := known.get(ids[at])) is None or row.kept_id in gone])
+    scores, places = rows.search(index.vectors(fresh), 1, kept)
+    for at, score, place in zip(fresh.tolist(), scores[:, 0].tolist(), places[:, 0].tolist(), strict=True):
+        known[ids[at]] = Dropped(ids[at], ids[order[place]], score, REDUCED)
+    positions = np.flatnonzero(stays)
+    return replace(
+        found,
+        kept=[ids[at] for at in positions.tolist()],
+        dropped=[known[ids[at]] for at in np.flatnonzero(~stays).tolist()],
+        kept_positions=positions,
+        reduced=float(scores.min()),
+    )
+
+
+def _cover_of(rows: ExactIndex, count: int, progress: Progress | None) -> Array:
+    """A greedy cover of no more than `count` rows, at a cosine that is as high as that allows: a bool array."""
+    low, high = -1.0, 1.0  # at -1 the first row covers all, at 1 there are too many
+    kept = np.zeros(len(rows), bool)
+    kept[0] = True
+    for step in range(_STEPS):
+        if progress is not None:
+            progress("reducing", step / _STEPS)
+        middle = (low + high) / 2
+        found = _cover(rows, middle, count)
+        if found is None:
+            high = middle
+            continue
+        low, kept = middle, found
+        if kept.sum() >= (1 - _NEAR) * count:
+            break
+    return kept
+
+
+def _cover(rows: ExactIndex, threshold: float, most: int) -> Array | None:
+    """In their order, rows stay that have no kept one at `threshold` or above; None if those are more than `most`."""
+    kept = np.zeros(len(rows), bool)
+    for begin in range(0, len(rows), _BLOCK):
+        block = np.arange(begin, min(begin + _BLOCK, len(rows)))
+        vectors = rows.vectors(block)
+        if begin:
+            apart = rows.search(vectors, 1, kept)[0][:, 0] < threshold
+            block, vectors = block[apart], vectors[apart]
+        near = vectors @ vectors.T >= threshold
+        stays = np.ones(len(block), bool)
+        for at in range(len(block)):
+            if stays[at]:
+                stays[at + 1 :] &= ~near[at, at + 1 :]
+        kept[block[stays]] = True
+        if kept.sum() > most:
+            return None
+    return kept
+
+
+def _filled(rows: ExactIndex, kept: Array, count: int) -> Array:
+    """`kept` and, up to `count`, the rows that resemble those least."""
+    others = np.flatnonzero(~kept)
+    scores = rows.search(rows.vectors(others), 1, kept)[0][:, 0]
+    found: Array = kept.copy()
+    found[others[np.argsort(scores, kind="stable")[: count - int(kept.sum())]]] = True
+    return found
