@@ -101,9 +101,9 @@ def _encoded(
     with progress("Encoding") as step:
         done = collection.add(bare(), prune=True, progress=step, on_warning=note)
     if report.empty:
-        note(f"without text, so not compared but kept: {counted(report.empty, 'row')}, the first is {report.first_empty}")
+        note(f"without text, so not compared: {counted(report.empty, 'row')}, the first is {report.first_empty}")
     if report.rejected:
-        note(f"cannot be read, so not compared but kept: {counted(report.rejected, 'row')}, the first: {report.first_rejected}")
+        note(f"cannot be read, so not compared: {counted(report.rejected, 'row')}, the first: {report.first_rejected}")
     if done.truncated:
         note(
             f"{counted(done.truncated, 'document')} longer than {collection.encoder.spec.max_length} tokens: compared by the beginning"

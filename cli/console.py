@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from dataclasses import asdict
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 import orjson
+
+if TYPE_CHECKING:
+    from embell.engine import Hit
 
 
 def json_value(value: Any) -> Any:
@@ -87,6 +91,14 @@ def snippet(text: str, width: int) -> str:
     """The text on one line, cut to `width` characters."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1].rstrip() + "…"
+
+
+def hit_record(hit: Hit) -> dict[str, Any]:
+    """A hit as it is written in JSON."""
+    record = asdict(hit)
+    if hit.start is None:
+        del record["start"], record["end"]
+    return record
 
 
 def print_hits(hits: list[Any], offset: int = 0) -> None:

@@ -19,6 +19,8 @@ _COMMANDS = {
     "search": ("search", "Search a collection by meaning."),
     "similar": ("search", "Find the documents nearest to one of the collection."),
     "dedup": ("dedup", "Find near-duplicates in a corpus or a collection."),
+    "outliers": ("overview", "Show the documents that resemble others least."),
+    "representatives": ("overview", "Show a few documents that stand for the whole corpus."),
     "info": ("collection", "Show what a collection holds and what it was made with."),
     "optimize": ("tune", "Build the index of a collection anew."),
     "tune": ("tune", "Make search as fast as a recall allows, and measure the recall."),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from embell.cli.console import counted, note, print_hits, write_json
+from embell.cli.console import counted, hit_record, note, print_hits, write_json
 from embell.cli.options import ModelOptions, is_text, json_option, model_options
 
 if TYPE_CHECKING:
@@ -113,18 +112,11 @@ def _converse(collection: Collection, answer: Any) -> None:
 def _show(asked: str, hits: list[Hit], as_json: bool, offset: int, several: bool) -> None:
     if as_json:
         for rank, hit in enumerate(hits, offset + 1):
-            write_json({"query": asked, "rank": rank, **_record(hit)})
+            write_json({"query": asked, "rank": rank, **hit_record(hit)})
         return
     if several:
         click.echo(f"\n{asked}")
     print_hits(hits, offset)
-
-
-def _record(hit: Hit) -> dict[str, Any]:
-    record = asdict(hit)
-    if hit.start is None:
-        del record["start"], record["end"]
-    return record
 
 
 @click.command(no_args_is_help=True)
@@ -145,6 +137,6 @@ def similar(directory: str, identity: str, k: int, where: str | None, min_score:
     hits = Collection.open(directory).similar(identity, k, where=where, min_score=min_score)
     if as_json:
         for rank, hit in enumerate(hits, 1):
-            write_json({"query": identity, "rank": rank, **_record(hit)})
+            write_json({"query": identity, "rank": rank, **hit_record(hit)})
     else:
         print_hits(hits, 0)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from embell.engine.duplicates import Duplicates
     from embell.engine.encoder import Encoder
     from embell.engine.ingest import AddReport
+    from embell.indexers.exact import ExactIndex
 
 Array = np.ndarray[Any, Any]
 
@@ -297,6 +298,28 @@ class Collection:
             raise UsageError(f"{self.path}: has changed since it was looked through; look for duplicates anew")
         return reduce_to(found, count, index, progress)
 
+    def outliers(self, k: int = 10, *, progress: Callable[[str, float], None] | None = None) -> list[Hit]:
+        """The `k` documents that resemble others least, the furthest first; the score is the mean cosine with the 50 nearest others.
+
+        Of a collection of chunks, the chunks. Raises UsageError for a `k` below 1.
+        """
+        from embell.engine.collection_pairs import living
+        from embell.engine.overview import outliers
+
+        index = living(self._look())
+        return self._hits(index, *outliers(index, k, progress=progress))
+
+    def representatives(self, k: int = 10) -> list[Hit]:
+        """`k` documents that stand for the whole corpus; the score is the share of documents that are nearest to each.
+
+        Of a collection of chunks, the chunks. Raises UsageError for a `k` below 1, MissingExtraError without FAISS.
+        """
+        from embell.engine.collection_pairs import living
+        from embell.engine.overview import representatives
+
+        index = living(self._look())
+        return self._hits(index, *representatives(index, k))
+
     def leaks(
         self,
         against: Collection,
@@ -383,6 +406,15 @@ class Collection:
             kind = "auto" if self._manifest.index == "exact" else self._manifest.index
             self._manifest = replace(self._manifest, index=check_kind(kind, self._manifest.dim), target=target)
             self._build_index(vectors)
+
+    def _hits(self, index: ExactIndex, positions: Array, scores: Array) -> list[Hit]:
+        keys = index.keys[positions].tolist()
+        rows = self._store.rows(sorted(keys))
+        return [
+            _hit(rows[key], score, self._manifest.chunk is not None)
+            for key, score in zip(keys, scores.tolist(), strict=True)
+            if key in rows
+        ]
 
     def commit_manifest(self, next_key: int) -> None:
         """Record what has been committed to the table; called by the writer that holds the lock."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from embell.engine.closeness import closeness
 from embell.engine.duplicates import Dropped, Duplicates
 from embell.engine.search_parts import Progress
 from embell.errors import UsageError
@@ -19,6 +20,8 @@ REDUCED = "reduced"
 
 _BLOCK = 1024
 """Rows that are compared with those kept so far, and then with each other."""
+_NEIGHBOURS, _SAMPLE = 10, 50_000
+"""Neighbours that say how many rows one stands for, and rows that they are looked for among."""
 _STEPS = 16
 _NEAR = 0.01
 """Share of the rows wanted that may be missing when the search for the cosine ends."""
@@ -27,9 +30,10 @@ _NEAR = 0.01
 def reduce_to(found: Duplicates, count: int, index: ExactIndex, progress: Progress | None = None) -> Duplicates:
     """Keep at most `count` documents: of those that are kept, drop the ones that resemble another most.
 
-    `index` holds the vectors of the documents `found` is about, in their order. The result is a greedy cover in the order of the keep policy, as at a
+    `index` holds the vectors of the documents `found` is about, in their order. The result is a greedy cover, as at a
     threshold: the highest cosine at which no more than `count` stay, looked for by bisection. Where it leaves fewer, the documents
-    that resemble their kept ones least stay too, so that there are `count`. Each dropped document names the nearest
+    that resemble their kept ones least stay too, so that there are `count`. The order is that of the keep policy; with "first" and "central", documents
+    with nearer neighbours are preferred, for they stand for more. Each dropped document names the nearest
     kept one, whose cosine is its score; a duplicate whose kept document goes is of the kind "reduced" then, too. If the duplicates alone leave no more
     than `count`, nothing is changed.
 
@@ -42,8 +46,12 @@ def reduce_to(found: Duplicates, count: int, index: ExactIndex, progress: Progre
     if len(found.kept) <= count:
         return found
     order = found.kept_positions[np.argsort(found.rank[found.kept_positions])]
-    rows = ExactIndex(index.dim)
-    rows.add(np.arange(len(order)), index.stored(order))
+    rows = _rows(index, order)
+    if found.keep in ("first", "central"):
+        sample = np.zeros(len(rows), bool)
+        sample[np.random.default_rng(0).permutation(len(rows))[:_SAMPLE]] = True
+        order = order[np.argsort(-closeness(rows, _NEIGHBOURS, sample, progress), kind="stable")]
+        rows = _rows(index, order)
     kept = _filled(rows, _cover_of(rows, count, progress), count)
 
     stays = np.zeros(len(found.rows.ids), bool)
@@ -65,6 +73,12 @@ def reduce_to(found: Duplicates, count: int, index: ExactIndex, progress: Progre
     )
 
 
+def _rows(index: ExactIndex, positions: Array) -> ExactIndex:
+    rows = ExactIndex(index.dim)
+    rows.add(np.arange(len(positions)), index.stored(positions))
+    return rows
+
+
 def _cover_of(rows: ExactIndex, count: int, progress: Progress | None) -> Array:
     """A greedy cover of no more than `count` rows, at a cosine that is as high as that allows: a bool array."""
     low, high = -1.0, 1.0  # at -1 the first row covers all, at 1 there are too many
@@ -72,7 +86,7 @@ def _cover_of(rows: ExactIndex, count: int, progress: Progress | None) -> Array:
     kept[0] = True
     for step in range(_STEPS):
         if progress is not None:
-            progress("reducing", step / _STEPS)
+            progress("looking for a cosine", step / _STEPS)
         middle = (low + high) / 2
         found = _cover(rows, middle, count)
         if found is None:

@@ -20,17 +20,17 @@ Settings = dict[str, int]
 """FAISS's search parameters by their names there: nprobe, efSearch."""
 
 
-def _faiss() -> Any:
+def load_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise MissingExtraError("this index needs FAISS: pip install 'embell[cpu]' (or 'embell[gpu]' for CUDA)") from error
+        raise MissingExtraError("FAISS is needed: pip install 'embell[cpu]' (or 'embell[gpu]' for CUDA)") from error
     return faiss
 
 
 def check_factory(factory: str, dim: int) -> None:
     """Raises UsageError if FAISS cannot make an index from this description."""
-    faiss = _faiss()
+    faiss = load_faiss()
     try:
         faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
@@ -49,7 +49,7 @@ class FaissIndex:
     FILE = "index.faiss"
 
     def __init__(self, dim: int, factory: str) -> None:
-        faiss = _faiss()
+        faiss = load_faiss()
         self._index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
         self._keys: list[Array] = []
 
@@ -100,18 +100,18 @@ class FaissIndex:
 
     @property
     def _refined(self) -> bool:
-        return isinstance(self._index, _faiss().IndexRefine)
+        return isinstance(self._index, load_faiss().IndexRefine)
 
     @property
     def bytes(self) -> int:
         """Memory of the index, as it is written: to a file, for a second copy may be too much for the memory."""
         with tempfile.NamedTemporaryFile() as file:
-            _faiss().write_index(self._index, file.name)
+            load_faiss().write_index(self._index, file.name)
             return os.path.getsize(file.name)
 
     def choices(self) -> list[Settings]:
         """Settings worth trying, the fastest first."""
-        faiss = _faiss()
+        faiss = load_faiss()
         index = _innermost(self._index)
         if isinstance(index, faiss.IndexHNSW):
             return [{"efSearch": 2**power} for power in range(4, 11)]
@@ -137,7 +137,7 @@ class FaissIndex:
 
     def save(self, directory: Path) -> None:
         """Write the index and its keys."""
-        _faiss().write_index(self._index, str(directory / self.FILE))
+        load_faiss().write_index(self._index, str(directory / self.FILE))
         np.save(directory / "faiss_keys.npy", self.keys)
 
     @classmethod
@@ -145,13 +145,13 @@ class FaissIndex:
         """Open what `save` wrote; the file stays on disk and is memory-mapped."""
         index = cls.__new__(cls)
         index._keys = [np.load(directory / "faiss_keys.npy", allow_pickle=False)]
-        faiss = _faiss()
+        faiss = load_faiss()
         index._index = faiss.read_index(str(directory / cls.FILE), faiss.IO_FLAG_MMAP_IFC)
         return index
 
     def _usual(self, k: int) -> Settings:
         """Wide enough to be useful where nothing was tuned: FAISS's own defaults look at one list, or at 16 neighbours."""
-        faiss = _faiss()
+        faiss = load_faiss()
         index = _innermost(self._index)
         if isinstance(index, faiss.IndexHNSW):
             return {"efSearch": max(128, 4 * k)}
@@ -160,7 +160,7 @@ class FaissIndex:
 
 def _innermost(index: Any) -> Any:
     """The index that settings are for, inside those that turn rows or refine what it finds."""
-    faiss = _faiss()
+    faiss = load_faiss()
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexRefine):
         return _innermost(index.base_index)
@@ -169,7 +169,7 @@ def _innermost(index: Any) -> Any:
 
 def _parameters(index: Any, settings: Settings, depth: int) -> Any:
     """The parameters of one call, wrapped as the index is."""
-    faiss = _faiss()
+    faiss = load_faiss()
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexRefine):
         return faiss.IndexRefineSearchParameters(k_factor=depth, base_index_params=_parameters(index.base_index, settings, depth))

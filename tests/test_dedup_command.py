@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from conftest import Ran
-from embell.cli.main import main
 from embell.engine.lexical import LexicalSets
 
 Run = Callable[..., Ran]
@@ -28,24 +27,6 @@ ROWS: list[dict[str, Any]] = [
     {"id": "e", "text": "Shares fell sharply on a Monday.", "year": None},
     {"id": "f", "text": "A treaty was signed in Vienna last night.", "year": 2001},
 ]
-
-
-@pytest.fixture
-def embell(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs `embell ARGS` in this process: what is tested here is not how it starts."""
-
-    def run(*args: str | Path) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["embell", *map(str, args)])
-        status: Any = 0
-        capfd.readouterr()
-        try:
-            main()
-        except SystemExit as ended:
-            status = ended.code or 0
-        out, err = capfd.readouterr()
-        return Ran(status, out, err)
-
-    return run
 
 
 @pytest.fixture
@@ -64,7 +45,7 @@ def removed(path: Path) -> dict[str, tuple[str, str]]:
     return {row["id"]: (row["kept_id"], row["kind"]) for row in rows}
 
 
-def test_kinds_and_thresholds_are_chosen_by_name(embell: Run, source: Path, tmp_path: Path) -> None:
+def test_kinds_and_thresholds_are_chosen_by_name(inside: Run, source: Path, tmp_path: Path) -> None:
     out = tmp_path / "removed.jsonl"
     for options, expected in (
         (["--kinds", "exact"], {"b": ("a", "exact")}),
@@ -73,47 +54,66 @@ def test_kinds_and_thresholds_are_chosen_by_name(embell: Run, source: Path, tmp_
         (["--threshold", "0.95"], {"b": ("a", "exact"), "c": ("a", "semantic"), "e": ("d", "semantic")}),
         (["--threshold", "0.95", "--overlap", "1"], {"b": ("a", "exact"), "c": ("a", "semantic"), "e": ("d", "semantic")}),
     ):
-        done = embell("dedup", source, *options, "--removed", out)
+        done = inside("dedup", source, *options, "--removed", out)
         assert done.status == 0, done
         assert removed(out) == expected, options
     assert not list(tmp_path.glob("*.unfinished"))
 
 
-def test_policies_decide_which_is_kept(embell: Run, source: Path, tmp_path: Path) -> None:
+def test_policies_decide_which_is_kept(inside: Run, source: Path, tmp_path: Path) -> None:
     out = tmp_path / "kept.jsonl"
     for keep, expected in (
         ("first", ["a", "d", "f"]), ("last", ["c", "e", "f"]), ("longest", ["b", "e", "f"]), ("shortest", ["c", "d", "f"]),
         ("year:max", ["b", "d", "f"]), ("year:min", ["a", "d", "f"]),
     ):  # fmt: skip
-        done = embell("dedup", source, "--threshold", "0.95", "--keep", keep, "--output", out)
+        done = inside("dedup", source, "--threshold", "0.95", "--keep", keep, "--output", out)
         assert done.status == 0, done
         assert ids(out) == expected, keep
-    done = embell("dedup", source, "--threshold", "0.95", "--group-by", "year", "--output", out)
+    done = inside("dedup", source, "--threshold", "0.95", "--group-by", "year", "--output", out)
     assert done.status == 0, done
     assert ids(out) == ["a", "b", "c", "d", "e", "f"]
 
 
-def test_mistakes_get_one_line(embell: Run, source: Path, tmp_path: Path) -> None:
-    embell("dedup", source, "--keep", "best").fails(2, "keep 'best'", "longest")
-    embell("dedup", source, "--keep", "colour:max").fails(2, "no document has the field 'colour'")
-    embell("dedup", source, "--group-by", "colour").fails(2, "no document has the field 'colour'")
-    embell("dedup", source, "--kinds", "semantical").fails(2, "semantical", "lexical")
-    embell("dedup", source, "--lexical", "0").fails(2, "lexical threshold")
-    embell("dedup", source, "--kinds", "exact", "--lexical", "0.5").fails(2, "not among the kinds")
-    embell("dedup", source, "--report", "-").fails(2, "--report needs a file")
-    embell("dedup", source, "--against", source, "--keep", "last").fails(2, "--against")
-    embell("dedup", source, "--against", tmp_path / "no.jsonl").fails(1, "no.jsonl")
-    embell("dedup", tmp_path / "no.jsonl", "--output", tmp_path / "kept.jsonl").fails(1, "no.jsonl")
-    embell("dedup", source, "--suggest", source, "--output", tmp_path / "x").fails(2, "--suggest writes nothing")
-    embell("dedup", source, "--decisions", tmp_path / "no.jsonl").fails(1, "no.jsonl", "cannot be read")
+def test_rows_are_reduced_to_so_many(inside: Run, source: Path, tmp_path: Path) -> None:
+    out, gone, page = tmp_path / "kept.jsonl", tmp_path / "removed.jsonl", tmp_path / "page.html"
+    done = inside("dedup", source, "--reduce-to", "2", "--output", out, "--removed", gone, "--report", page, "--json")
+    assert done.status == 0, done
+    (told,) = done.lines
+    rows = [json.loads(line) for line in gone.read_text().splitlines()]
+    kinds = [row["kind"] for row in rows]
+    assert (told["kept"], told["dropped"], told["reduced"]) == (2, 4, kinds.count("reduced"))
+    assert told["reduced"] >= 1
+    assert told["reduced_at"] == min(row["score"] for row in rows if row["kind"] == "reduced")
+    assert len(ids(out)) == 2
+    assert {row["kept_id"] for row in rows} <= set(ids(out))
+    assert "reduced" in page.read_text()
+    assert "to reduce, at cosine" in inside("dedup", source, "--reduce-to", "2").err
+    assert "reduced" not in inside("dedup", source, "--reduce-to", "6", "--json").lines[0]
+
+
+def test_mistakes_get_one_line(inside: Run, source: Path, tmp_path: Path) -> None:
+    inside("dedup", source, "--keep", "best").fails(2, "keep 'best'", "longest")
+    inside("dedup", source, "--keep", "colour:max").fails(2, "no document has the field 'colour'")
+    inside("dedup", source, "--group-by", "colour").fails(2, "no document has the field 'colour'")
+    inside("dedup", source, "--kinds", "semantical").fails(2, "semantical", "lexical")
+    inside("dedup", source, "--lexical", "0").fails(2, "lexical threshold")
+    inside("dedup", source, "--reduce-to", "0").fails(2, "--reduce-to")
+    inside("dedup", source, "--reduce-to", "2", "--against", source).fails(2, "--reduce-to", "--against")
+    inside("dedup", source, "--kinds", "exact", "--lexical", "0.5").fails(2, "not among the kinds")
+    inside("dedup", source, "--report", "-").fails(2, "--report needs a file")
+    inside("dedup", source, "--against", source, "--keep", "last").fails(2, "--against")
+    inside("dedup", source, "--against", tmp_path / "no.jsonl").fails(1, "no.jsonl")
+    inside("dedup", tmp_path / "no.jsonl", "--output", tmp_path / "kept.jsonl").fails(1, "no.jsonl")
+    inside("dedup", source, "--suggest", source, "--output", tmp_path / "x").fails(2, "--suggest writes nothing")
+    inside("dedup", source, "--decisions", tmp_path / "no.jsonl").fails(1, "no.jsonl", "cannot be read")
     (tmp_path / "d.jsonl").write_text('{"id_a": "a", "id_b": "b", "duplicate": true}\n{"id_a": "a"}\n')
-    embell("dedup", source, "--decisions", tmp_path / "d.jsonl").fails(1, "d.jsonl:2", "id_b")
+    inside("dedup", source, "--decisions", tmp_path / "d.jsonl").fails(1, "d.jsonl:2", "id_b")
     (tmp_path / "d.jsonl").write_text('{"id_a": "a", "id_b": "nobody", "duplicate": true}\n')
-    embell("dedup", source, "--decisions", tmp_path / "d.jsonl").fails(2, "'nobody'")
+    inside("dedup", source, "--decisions", tmp_path / "d.jsonl").fails(2, "'nobody'")
     assert sorted(path.name for path in tmp_path.glob("*.unfinished")) == []
 
 
-def test_fields_weigh_as_they_are_told(embell: Run, tmp_path: Path) -> None:
+def test_fields_weigh_as_they_are_told(inside: Run, tmp_path: Path) -> None:
     """Records that agree in the title only: duplicates where the title weighs most."""
     rows = [
         {"id": "1", "title": "Chocolate cake with cherries", "text": "Sold in Berlin on weekdays."},
@@ -128,26 +128,26 @@ def test_fields_weigh_as_they_are_told(embell: Run, tmp_path: Path) -> None:
         (["title=9", "text=1"], {"2": "1"}), (["title=1", "text=9"], {"3": "1", "4": "1"}), (["text=1"], {"3": "1", "4": "1"}),
     ):  # fmt: skip
         options = [part for weight in weights for part in ("--weight", weight)]
-        done = embell("dedup", source, "--threshold", "0.85", *options, "--removed", out)
+        done = inside("dedup", source, "--threshold", "0.85", *options, "--removed", out)
         assert done.status == 0, done
         assert {name: kept for name, (kept, _) in removed(out).items()} == expected, weights
-    embell("dedup", source, "--weight", "title").fails(2, "--weight title", "title=2")
-    embell("dedup", source, "--weight", "colour=1").fails(1, "colour")
+    inside("dedup", source, "--weight", "title").fails(2, "--weight title", "title=2")
+    inside("dedup", source, "--weight", "colour=1").fails(1, "colour")
 
 
-def test_leaks_are_found_and_each_side_is_left_as_it_is(embell: Run, source: Path, tmp_path: Path) -> None:
+def test_leaks_are_found_and_each_side_is_left_as_it_is(inside: Run, source: Path, tmp_path: Path) -> None:
     test = tmp_path / "test.jsonl"
     test.write_text('{"id": "t1", "text": "shares FELL sharply on monday."}\n{"id": "t2", "text": "Nothing of the kind."}\n')
     out = tmp_path / "clean.jsonl"
-    done = embell("dedup", source, "--against", test, "--threshold", "0.95", "--output", out, "--removed", tmp_path / "r.jsonl")
+    done = inside("dedup", source, "--against", test, "--threshold", "0.95", "--output", out, "--removed", tmp_path / "r.jsonl")
     assert done.status == 0, done
     assert ids(out) == ["a", "b", "c", "f"]
     assert removed(tmp_path / "r.jsonl") == {"d": ("t1", "exact"), "e": ("t1", "semantic")}
 
 
-def test_the_report_is_written_and_decisions_come_back(embell: Run, source: Path, tmp_path: Path) -> None:
+def test_the_report_is_written_and_decisions_come_back(inside: Run, source: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    done = embell("dedup", source, "--threshold", "0.95", "--report", page)
+    done = inside("dedup", source, "--threshold", "0.95", "--report", page)
     assert done.status == 0, done
     text = page.read_text()
     assert "rows.jsonl" in text
@@ -157,27 +157,27 @@ def test_the_report_is_written_and_decisions_come_back(embell: Run, source: Path
         '{"id_a": "d", "id_b": "e", "score": 0.99, "kind": "semantic", "duplicate": false}\n'
         '{"id_a": "a", "id_b": "f", "score": 0.1, "kind": "semantic", "duplicate": true}\n'
     )
-    done = embell("dedup", source, "--threshold", "0.95", "--decisions", decided, "--removed", tmp_path / "r.jsonl")
+    done = inside("dedup", source, "--threshold", "0.95", "--decisions", decided, "--removed", tmp_path / "r.jsonl")
     assert done.status == 0, done
     assert removed(tmp_path / "r.jsonl") == {"b": ("a", "exact"), "c": ("a", "semantic"), "f": ("a", "reviewed")}
 
 
-def test_a_list_of_pairs_is_decided_on_again(embell: Run, source: Path, tmp_path: Path) -> None:
+def test_a_list_of_pairs_is_decided_on_again(inside: Run, source: Path, tmp_path: Path) -> None:
     where = tmp_path / "rows.embell"
-    embell("index", source, "--to", where)
-    first = embell("dedup", where, "--threshold", "0.5", "--json").lines[0]
+    inside("index", source, "--to", where)
+    first = inside("dedup", where, "--threshold", "0.5", "--json").lines[0]
     (where / "duplicates" / "pairs.parquet").stat()
-    again = embell("dedup", where, "--threshold", "0.95", "--keep", "longest", "--json", "--output", tmp_path / "kept.jsonl")
+    again = inside("dedup", where, "--threshold", "0.95", "--keep", "longest", "--json", "--output", tmp_path / "kept.jsonl")
     assert again.err == ""
     assert again.lines[0]["kept"] == 3
     assert first["pairs"] >= again.lines[0]["pairs"]
     assert ids(tmp_path / "kept.jsonl") == ["b", "e", "f"]
-    lower = embell("dedup", where, "--threshold", "0.4", "--json")
+    lower = inside("dedup", where, "--threshold", "0.4", "--json")
     assert "looking for pairs anew" in lower.err
     assert lower.lines[0]["pairs"] >= first["pairs"]
 
 
-def test_thresholds_are_suggested_from_decisions(embell: Run, tmp_path: Path) -> None:
+def test_thresholds_are_suggested_from_decisions(inside: Run, tmp_path: Path) -> None:
     words = [
         "one",
         "two",
@@ -205,7 +205,7 @@ def test_thresholds_are_suggested_from_decisions(embell: Run, tmp_path: Path) ->
         rows.append({"id": f"{at}", "text": " ".join(base)})
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in decisions))
-    done = embell(
+    done = inside(
         "dedup", tmp_path / "r.jsonl", "--kinds", "lexical", "--lexical", "0.3", "--suggest", tmp_path / "d.jsonl", "--json"
     )
     (choice,) = done.lines
@@ -216,7 +216,7 @@ def test_thresholds_are_suggested_from_decisions(embell: Run, tmp_path: Path) ->
     assert (choice["precision"], choice["recall"], choice["decided"]) == (1.0, 1.0, 16)
     few = tmp_path / "few.jsonl"
     few.write_text(json.dumps(decisions[0]) + "\n")
-    embell("dedup", tmp_path / "r.jsonl", "--kinds", "lexical", "--suggest", few).fails(2, "too few decisions")
+    inside("dedup", tmp_path / "r.jsonl", "--kinds", "lexical", "--suggest", few).fails(2, "too few decisions")
 
 
 def test_a_killed_run_goes_on(source: Path, tmp_path: Path) -> None:
@@ -248,19 +248,19 @@ def test_a_killed_run_goes_on(source: Path, tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_labelled_pairs_are_measured(embell: Run, tmp_path: Path) -> None:
+def test_labelled_pairs_are_measured(inside: Run, tmp_path: Path) -> None:
     lines = ["label\tsentence1\tsentence2"]
     for at in range(12):
         lines.append(f"1\tThe small dog number {at} ran over the hill.\tThe small dog number {at} ran over a hill.")
         lines.append(f"0\tThe small dog number {at} ran over the hill.\tPrices rose in the third quarter, said bank {at}.")
     path = tmp_path / "pairs.tsv"
     path.write_text("\n".join(lines) + "\n")
-    rows = {row["kind"]: row for row in embell("evaluate", "duplicates", path, "--choose-on", path, "--json").lines}
+    rows = {row["kind"]: row for row in inside("evaluate", "duplicates", path, "--choose-on", path, "--json").lines}
     assert set(rows) == {"semantic", "lexical", "contained", "together"}
     for row in rows.values():
         assert (row["precision"], row["recall"], row["f1"], row["pairs"], row["duplicates"]) == (1, 1, 1, 24, 12)
     assert rows["semantic"]["average_precision"] == 1
-    usual = {row["kind"]: row for row in embell("evaluate", "duplicates", path, "--json").lines}
+    usual = {row["kind"]: row for row in inside("evaluate", "duplicates", path, "--json").lines}
     assert usual["together"]["thresholds"] == {"lexical": 0.9, "semantic": 0.8, "overlap": 0.7}
     path.write_text("label\tsentence1\tsentence2\n2\ta\tb\n0\ta\tb\n")
-    embell("evaluate", "duplicates", path).fails(1, "pairs.tsv:2", "label is 2")
+    inside("evaluate", "duplicates", path).fails(1, "pairs.tsv:2", "label is 2")

@@ -66,8 +66,9 @@ def test_so_many_are_kept_and_each_dropped_text_names_the_nearest(seed: int, n: 
         return
     check(found, cosines(vectors), count)
     assert set(found.kept) <= set(whole.kept)
-    first = min(whole.kept_positions.tolist(), key=lambda at: whole.rank[at])
-    assert str(first) in found.kept, "what the policy prefers most stays"
+    if keep in ("last", "longest"):
+        first = min(whole.kept_positions.tolist(), key=lambda at: whole.rank[at])
+        assert str(first) in found.kept, "what the policy prefers most stays"
     stayed = {row.id: row for row in whole.dropped if row.kept_id in found.kept}
     assert {row.id: row for row in found.dropped if row.id in stayed} == stayed
 
