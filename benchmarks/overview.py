@@ -88,9 +88,7 @@ def choices(vectors: Array, texts: list[str]) -> None:
             judged(
                 f"embell, --reduce-to, --keep {keep}",
                 vectors,
-                lambda k=keep, n=size: (
-                    deduplicate(texts, vectors=vectors, kinds=["exact"], keep=k, reduce_to=n).kept_positions
-                ),
+                lambda k=keep, n=size: deduplicate(texts, vectors=vectors, kinds=["exact"], keep=k, reduce_to=n).kept_positions,
             )
         judged("chance", vectors, lambda n=size: rng.choice(count, n, replace=False))
 

@@ -166,6 +166,12 @@ class LexicalSets:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    def of_texts(self, chosen: Array) -> LexicalSets:
+        """The sets of the texts at these positions, ascending."""
+        sizes = self.sizes[chosen]
+        hashes = self.hashes[np.repeat(self.starts[chosen], sizes) + _within(sizes)]
+        return LexicalSets(np.concatenate([[0], np.cumsum(sizes)]), hashes)
+
     @cached_property
     def sizes(self) -> Array:
         """How many shingles each text has, int64 (n,)."""
@@ -296,6 +302,20 @@ def contained_pairs(
         later, earlier, scores = (np.concatenate([old[some], new]) for old, new in zip(known, found, strict=True))
         order = np.lexsort((earlier, later))
         yield from _capped((later[order], earlier[order], scores[order]), begin, end, most, few, crowded)
+
+
+def every_pair_of(
+    sets: LexicalSets, chosen: Array, kind: str, threshold: float, first_of_second: int | None = None
+) -> Iterator[Pairs]:
+    """The pairs of the chosen texts (a bool array) with earlier ones, as `lexical_pairs` or `contained_pairs` (the `kind`), but however many."""
+    if kind == "lexical":
+        lists, score = _banded(sets, banding(threshold), first_of_second), _jaccard
+    else:
+        lists, score = _prefixes(sets, threshold, FEWEST, first_of_second), _containment
+    limits = np.where(chosen, len(sets), 0)
+    for begin, end in _spans(_work(lists, limits), _CODES):
+        found = _reaching(sets, _candidates(lists, begin, end, limits), begin, threshold, score)
+        yield Pairs(*found, np.empty(0, np.int64))
 
 
 def _jaccard(shared: Array, one: Array, other: Array) -> Array:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from embell.engine.lexical import LexicalSets, Pairs, Shingles, contained_pairs, lexical_pairs
+from embell.engine.lexical import LexicalSets, Pairs, Shingles, contained_pairs, every_pair_of, lexical_pairs
 from embell.engine.pair_list import KINDS, OVERLAP, PAIR, PARTNERS, PairList, check_thresholds, in_order, reach
 from embell.engine.rules import decide
 from embell.engine.search_parts import Part, Progress, Unfinished
@@ -46,8 +46,8 @@ def find_pairs(
     With `split`, only between the first `split` rows and the others. `known` is the list of the first `known.rows` of these rows,
     found with the same floors: only what is new is looked for. With `folder`, what is finished is kept there until all is.
 
-    A row with more than 1 000 earlier partners is capped: its pairs with the first few are listed, and of the
-    semantic ones that with a kept row where there is one.
+    A row with more than 1 000 earlier partners is capped: its pairs with the first few are listed, and those with kept rows where
+    there are any.
     """
     floors = check_thresholds(floors)
     begin = 0 if known is None else known.rows
@@ -95,32 +95,39 @@ def _search(
             found.append(paired(kind, part.later, part.earlier, part.scores))
             capped.append(part.capped)
     pairs = PairList(len(marks), original, np.concatenate(found), floors, np.unique(np.concatenate(capped)), split)
-    if "semantic" in floors and len(pairs.capped) and index is not None:
+    while len(pairs.capped):
         # Capped rows that nothing listed drops are compared with all kept rows before them, until that changes nothing.
         rank = np.arange(pairs.rows)
-        while True:
-            listed = pairs.pairs
-            kept = decide("cover", rank, listed["first"], listed["second"], listed["score"]).kept_by == rank
-            doubtful = pairs.capped[kept[pairs.capped] & (pairs.capped >= begin)]
-            allowed = kept & (original == rank)
-            allowed[len(rank) if split is None else split :] = False
-            found = [listed]
+        listed = pairs.pairs
+        kept = decide("cover", rank, listed["first"], listed["second"], listed["score"]).kept_by == rank
+        doubtful = pairs.capped[kept[pairs.capped] & (pairs.capped >= begin)]
+        allowed = kept & (original == rank)
+        allowed[len(rank) if split is None else split :] = False
+        more = [listed]
+        for kind in ("lexical", "contained"):
+            if kind in floors and len(doubtful):
+                rows = np.union1d(np.flatnonzero(allowed), doubtful)
+                between = None if split is None else int(np.searchsorted(rows, split))
+                chosen = np.isin(rows, doubtful)
+                for some in every_pair_of(sets().of_texts(np.searchsorted(unique, rows)), chosen, kind, floors[kind], between):
+                    more.append(paired(kind, rows[some.later], rows[some.earlier], some.scores))
+        if "semantic" in floors and index is not None:
             for group in [None] if groups is None else np.unique(groups[doubtful]).tolist():
-                some = doubtful if groups is None else doubtful[groups[doubtful] == group]
+                asking = doubtful if groups is None else doubtful[groups[doubtful] == group]
                 among = allowed if groups is None else allowed & (groups == group)
                 # Of those that are near, the few that come first may not share words.
                 most = None if OVERLAP in floors else PARTNERS
                 for asked, near, scores, _ in index.partners(
-                    index.vectors(some), reach(floors["semantic"]), allowed=among, most=most
+                    index.vectors(asking), reach(floors["semantic"]), allowed=among, most=most
                 ):
-                    before = near < some[asked]
-                    found.append(paired("semantic", some[asked[before]], near[before], scores[before]))
-            every = in_order(np.concatenate(found))
-            twice = np.zeros(len(every), bool)
-            twice[1:] = (np.diff(every["second"]) == 0) & (np.diff(every["first"]) == 0) & (np.diff(every["kind"]) == 0)
-            pairs = replace(pairs, pairs=every[~twice])
-            if len(pairs.pairs) == len(listed):
-                break
+                    before = near < asking[asked]
+                    more.append(paired("semantic", asking[asked[before]], near[before], scores[before]))
+        every = in_order(np.concatenate(more))
+        twice = np.zeros(len(every), bool)
+        twice[1:] = (np.diff(every["second"]) == 0) & (np.diff(every["first"]) == 0) & (np.diff(every["kind"]) == 0)
+        pairs = replace(pairs, pairs=every[~twice])
+        if len(pairs.pairs) == len(listed):
+            break
     return replace(pairs, pairs=in_order(pairs.pairs))
 
 

@@ -437,6 +437,27 @@ def test_capped_rows_whose_first_partners_share_no_words_find_those_that_do() ->
 
 
 @pytest.mark.usefixtures("few_partners")
+@pytest.mark.parametrize("options", [{"kinds": ["lexical"], "lexical": 0.3}, {"kinds": ["contained"], "contained": 0.45}])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_capped_row_is_dropped_for_a_kept_row_far_behind_the_first_it_shares_words_with(
+    options: dict[str, Any], grouped: bool
+) -> None:
+    def several(letter: str) -> str:
+        return " ".join(f"{letter}{at}" for at in range(8))
+
+    # The last row shares words with forty that the first one drops, and then with one that is kept.
+    between = [f"{several('m')} {several('x')} u{at}" for at in range(40)]
+    texts = [f"{several('a')} {several('m')}", *between, f"{several('b')} {several('c')}", f"{several('x')} {several('b')}"]
+    more: dict[str, Any] = {"group_by": ["one"] * len(texts)} if grouped else {}
+    found = deduplicate(texts, **options, **more)
+    assert found.capped > 0
+    assert found.kept == ["0", "41"]
+    assert found.dropped[-1].kept_id == "41"
+    leaked = deduplicate(texts[-1:], against=texts[:-1], **options)
+    assert leaked.kept == []
+
+
+@pytest.mark.usefixtures("few_partners")
 @pytest.mark.parametrize("keep", ["first", "last"])
 def test_deciding_again_from_capped_rows_is_refused_or_right(keep: str) -> None:
     for seed in range(3):

@@ -19,6 +19,7 @@ from embell.engine.lexical import (
     Shingles,
     banding,
     contained_pairs,
+    every_pair_of,
     lexical_pairs,
 )
 from embell.errors import UsageError
@@ -100,6 +101,20 @@ def test_containment_is_found_exactly(texts: list[str], threshold: float, split:
     found, capped = gathered(contained_pairs(LexicalSets.of(texts), threshold, fewest=fewest, first_of_second=split))
     assert found == oracle(sets, threshold, containment, split)
     assert not capped
+
+
+@settings(max_examples=60, deadline=None)
+@given(TEXTS, THRESHOLDS, st.none() | st.integers(0, 25), st.lists(st.booleans(), min_size=25, max_size=25))
+def test_every_pair_of_some_texts(texts: list[str], threshold: float, split: int | None, some: list[bool]) -> None:
+    """As without a limit to partners, of the chosen texts; the sets are those of a part of more texts."""
+    chosen = np.array(some[: len(texts)], bool)
+    sets = LexicalSets.of([*texts, "a b c", *texts]).of_texts(np.arange(len(texts)) + len(texts) + 1)
+    for kind, find in (("lexical", lexical_pairs), ("contained", contained_pairs)):
+        found = {}
+        for part in every_pair_of(sets, chosen, kind, threshold, split):
+            found |= {(a, b): c for a, b, c in zip(part.later.tolist(), part.earlier.tolist(), part.scores.tolist(), strict=True)}
+        every, _ = gathered(find(LexicalSets.of(texts), threshold, first_of_second=split))
+        assert found == {pair: score for pair, score in every.items() if chosen[pair[0]]}
 
 
 def test_containment_is_exact_when_candidates_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
