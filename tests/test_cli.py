@@ -46,8 +46,8 @@ def test_help_imports_neither_torch_nor_lancedb() -> None:
     "command",
     ["index", "search", "similar", "dedup", "info", "optimize", "tune", "delete", "encode", "evaluate", "train", "demo"],
 )
-def test_every_command_explains_itself(embell: Run, command: str) -> None:
-    done = embell(command, "--help")
+def test_every_command_explains_itself(inside: Run, command: str) -> None:
+    done = inside(command, "--help")
     assert done.status == 0
     assert done.out.startswith(f"Usage: embell {command}") or done.out.startswith("Usage: python -m embell")
     assert max(map(len, done.out.splitlines())) <= 100
@@ -56,24 +56,24 @@ def test_every_command_explains_itself(embell: Run, command: str) -> None:
     assert examples or command == "info" or command == "demo"
 
 
-def test_indexing_again_encodes_nothing_and_a_changed_row_once(embell: Run, corpus: Path, tmp_path: Path) -> None:
+def test_indexing_again_encodes_nothing_and_a_changed_row_once(inside: Run, corpus: Path, tmp_path: Path) -> None:
     target = tmp_path / "c with space.embell"
     rows = topic_rows()
     source = write_jsonl(tmp_path / "rows.jsonl", [*rows, {"id": "empty", "text": "  "}])
-    first = embell("index", source, "--to", target)
+    first = inside("index", source, "--to", target)
     assert "12 documents in" in first.out
     assert "1 row without text skipped, the first is" in first.err
     assert "rows.jsonl:13" in first.err
     rows[3]["text"] = "Entirely new words."
     write_jsonl(source, rows[1:])
-    (again,) = embell("index", source, "--to", target, "--json").lines
+    (again,) = inside("index", source, "--to", target, "--json").lines
     assert (again["documents"], again["encoded"], again["unchanged"], again["missing"]) == (11, 1, 10, 1)
-    (pruned,) = embell("index", source, "--to", target, "--prune", "--json").lines
+    (pruned,) = inside("index", source, "--to", target, "--prune", "--json").lines
     assert (pruned["encoded"], pruned["pruned"], pruned["rows"]) == (0, 1, 11)
 
 
-def test_search_answers_by_meaning(embell: Run, collection: Path) -> None:
-    done = embell("search", collection, "a tired kitten", "-k", "3", "--json")
+def test_search_answers_by_meaning(inside: Run, collection: Path) -> None:
+    done = inside("search", collection, "a tired kitten", "-k", "3", "--json")
     assert done.status == 0, done
     assert [set(line) for line in done.lines] == [{"query", "rank", "id", "score", "text", "metadata"}] * 3
     assert [line["rank"] for line in done.lines] == [1, 2, 3]
@@ -84,9 +84,9 @@ def test_search_answers_by_meaning(embell: Run, collection: Path) -> None:
     assert first["text"] in TOPICS["cats"]
     scores = [line["score"] for line in done.lines]
     assert scores == sorted(scores, reverse=True)
-    filtered = embell("search", collection, "a tired kitten", "--where", "topic = 'space' AND year > 2006", "--json")
+    filtered = inside("search", collection, "a tired kitten", "--where", "topic = 'space' AND year > 2006", "--json")
     assert {line["id"] for line in filtered.lines} == {"space-1", "space-2"}
-    human = embell("search", collection, "economic news", "-k", "2")
+    human = inside("search", collection, "economic news", "-k", "2")
     assert human.out.splitlines()[0].split()[2].startswith("money-")
     assert max(map(len, human.out.splitlines())) <= 80
 
@@ -107,25 +107,25 @@ def test_without_a_question_it_asks(embell: Run, collection: Path) -> None:
     assert bad.err.count("yeer") >= 2
 
 
-def test_similar_info_and_delete(embell: Run, collection: Path, tmp_path: Path) -> None:
+def test_similar_info_and_delete(inside: Run, collection: Path, tmp_path: Path) -> None:
     import shutil
 
     own = tmp_path / "own.embell"
     shutil.copytree(collection, own)
-    hits = embell("similar", own, "food-1", "-k", "2", "--json").lines
+    hits = inside("similar", own, "food-1", "-k", "2", "--json").lines
     assert {hit["metadata"]["topic"] for hit in hits} <= {"food", "cats"}
     assert all(hit["id"] != "food-1" for hit in hits)
-    (facts,) = embell("info", own, "--json").lines
+    (facts,) = inside("info", own, "--json").lines
     assert (facts["documents"], facts["dim"], facts["index"], facts["recall"]) == (12, 384, "exact", 1.0)
     assert facts["columns"] == {"topic": "string", "year": "int64"}
     assert facts["encoder"]["start_layer"] == 1
-    assert "look both ways" in embell("info", own).out
-    (gone,) = embell("delete", own, "--id", "food-1", "--id", "food-2", "--json").lines
+    assert "look both ways" in inside("info", own).out
+    (gone,) = inside("delete", own, "--id", "food-1", "--id", "food-2", "--json").lines
     assert gone == {"deleted": 2}
-    assert embell("delete", own, "--where", "topic = 'cats'").out == "3 rows deleted\n"
-    assert embell("info", own, "--json").lines[0]["documents"] == 7
-    embell("delete", own, "--id", "food-1").fails(1, "no document with the id 'food-1'")
-    embell("delete", own).fails(2, "--id ID, or --where")
+    assert inside("delete", own, "--where", "topic = 'cats'").out == "3 rows deleted\n"
+    assert inside("info", own, "--json").lines[0]["documents"] == 7
+    inside("delete", own, "--id", "food-1").fails(1, "no document with the id 'food-1'")
+    inside("delete", own).fails(2, "--id ID, or --where")
 
 
 def test_stdin_folders_csv_and_chunks(embell: Run, tmp_path: Path) -> None:
@@ -190,9 +190,9 @@ def test_dedup_of_a_file_writes_rows_as_they_stood(embell: Run, tmp_path: Path) 
     assert "12 kept, 2 dropped" in piped.err
 
 
-def test_dedup_of_a_collection_gives_the_same(embell: Run, collection: Path, tmp_path: Path) -> None:
+def test_dedup_of_a_collection_gives_the_same(inside: Run, collection: Path, tmp_path: Path) -> None:
     before = (collection / "manifest.json").read_bytes()
-    done = embell("dedup", collection, "--threshold", "0.3", "--json", "--output", tmp_path / "kept.jsonl")
+    done = inside("dedup", collection, "--threshold", "0.3", "--json", "--output", tmp_path / "kept.jsonl")
     (summary,) = done.lines
     assert summary["kept"] + summary["dropped"] == 12
     assert summary["dropped"] > 0
@@ -202,8 +202,8 @@ def test_dedup_of_a_collection_gives_the_same(embell: Run, collection: Path, tmp
     assert (collection / "manifest.json").read_bytes() == before
 
 
-def test_encode_writes_unit_rows_and_their_ids(embell: Run, corpus: Path, tmp_path: Path, mini) -> None:  # type: ignore[no-untyped-def]
-    done = embell("encode", corpus, "--output", tmp_path / "v.npy", "--ids", tmp_path / "v.ids", "--json")
+def test_encode_writes_unit_rows_and_their_ids(inside: Run, corpus: Path, tmp_path: Path, mini) -> None:  # type: ignore[no-untyped-def]
+    done = inside("encode", corpus, "--output", tmp_path / "v.npy", "--ids", tmp_path / "v.ids", "--json")
     assert done.lines[0]["documents"] == 12
     vectors = np.load(tmp_path / "v.npy")
     assert vectors.dtype == np.float32
@@ -211,8 +211,8 @@ def test_encode_writes_unit_rows_and_their_ids(embell: Run, corpus: Path, tmp_pa
     assert (tmp_path / "v.ids").read_text().splitlines() == [row["id"] for row in topic_rows()]
     assert (vectors * mini.encode([row["text"] for row in topic_rows()])).sum(axis=1).min() > 0.999
     target = tmp_path / "own.embell"
-    assert embell("index", corpus, "--to", target, "--vectors", tmp_path / "v.npy", "--json").lines[0]["encoded"] == 12
-    embell("search", target, "cats").fails(1, "vectors were given", "--model")
+    assert inside("index", corpus, "--to", target, "--vectors", tmp_path / "v.npy", "--json").lines[0]["encoded"] == 12
+    inside("search", target, "cats").fails(1, "vectors were given", "--model")
     for change, message in (
         (lambda v: v.__setitem__((4, 3), np.nan), "row 5"),
         (lambda v: v.__setitem__(5, 0), "row 6"),
@@ -220,41 +220,41 @@ def test_encode_writes_unit_rows_and_their_ids(embell: Run, corpus: Path, tmp_pa
         broken = vectors.copy()
         change(broken)
         np.save(tmp_path / "broken.npy", broken)
-        embell("index", corpus, "--to", tmp_path / "b.embell", "--vectors", tmp_path / "broken.npy").fails(
+        inside("index", corpus, "--to", tmp_path / "b.embell", "--vectors", tmp_path / "broken.npy").fails(
             1, "broken.npy", message, "corpus.jsonl:"
         )
     gaps = write_jsonl(tmp_path / "gaps.jsonl", [{"id": "blank", "text": ""}, *topic_rows()])
-    done = embell("index", gaps, "--to", tmp_path / "gaps.embell", "--vectors", tmp_path / "v.npy", "--model", "embell-mini")
+    done = inside("index", gaps, "--to", tmp_path / "gaps.embell", "--vectors", tmp_path / "v.npy", "--model", "embell-mini")
     assert "12 stored" in done.out
-    assert embell("search", tmp_path / "gaps.embell", "The cat sleeps on the warm sofa.", "--json").lines[0]["id"] == "cats-0"
+    assert inside("search", tmp_path / "gaps.embell", "The cat sleeps on the warm sofa.", "--json").lines[0]["id"] == "cats-0"
     np.save(tmp_path / "short.npy", vectors[:7])
-    embell("index", corpus, "--to", tmp_path / "s.embell", "--vectors", tmp_path / "short.npy").fails(
+    inside("index", corpus, "--to", tmp_path / "s.embell", "--vectors", tmp_path / "short.npy").fails(
         1, "has 7 rows", "the source 12"
     )
 
 
-def test_vectors_in_a_field_are_checked(embell: Run, tmp_path: Path) -> None:
+def test_vectors_in_a_field_are_checked(inside: Run, tmp_path: Path) -> None:
     rows = [{"id": i, "text": f"t{i}", "v": [1.0, float(i), 0.5]} for i in range(5)]
     source = write_jsonl(tmp_path / "v.jsonl", rows)
-    assert embell("index", source, "--to", tmp_path / "v.embell", "--vector-field", "v", "--json").lines[0]["encoded"] == 5
-    assert embell("similar", tmp_path / "v.embell", "3", "-k", "1", "--json").lines[0]["id"] == "4"
+    assert inside("index", source, "--to", tmp_path / "v.embell", "--vector-field", "v", "--json").lines[0]["encoded"] == 5
+    assert inside("similar", tmp_path / "v.embell", "3", "-k", "1", "--json").lines[0]["id"] == "4"
     rows[3]["v"] = [1.0, 2.0]
     write_jsonl(source, rows)
-    embell("index", source, "--to", tmp_path / "w.embell", "--vector-field", "v").fails(1, "v.jsonl:4", "2 wide")
+    inside("index", source, "--to", tmp_path / "w.embell", "--vector-field", "v").fails(1, "v.jsonl:4", "2 wide")
     (tmp_path / "nan.jsonl").write_text('{"text": "a", "v": [1, NaN]}\n')
-    embell("index", tmp_path / "nan.jsonl", "--to", tmp_path / "x.embell", "--vector-field", "v").fails(1, "nan.jsonl:1")
+    inside("index", tmp_path / "nan.jsonl", "--to", tmp_path / "x.embell", "--vector-field", "v").fails(1, "nan.jsonl:1")
 
 
-def test_evaluate(embell: Run, tmp_path: Path) -> None:
+def test_evaluate(inside: Run, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text(
         "score\tsentence1\tsentence2\n5\tA cat sleeps.\tThe cat is sleeping.\n3\tA cat sleeps.\tA dog sleeps.\n"
         '1\tA cat sleeps.\tA "kitten runs.\n0\tA cat sleeps.\tShares fell on Monday.\n'
     )
-    (result,) = embell("evaluate", "sts", pairs, "--json").lines
+    (result,) = inside("evaluate", "sts", pairs, "--json").lines
     assert (result["dataset"], result["pairs"]) == ("pairs", 4)
     assert result["spearman"] >= 79
-    embell("evaluate", "sts", pairs, "--score-field", "gold").fails(1, "pairs.tsv", "no column 'gold'", "sentence1")
+    inside("evaluate", "sts", pairs, "--score-field", "gold").fails(1, "pairs.tsv", "no column 'gold'", "sentence1")
     write_jsonl(
         tmp_path / "corpus.jsonl",
         [{"_id": row["id"], "title": "", "text": row["text"]} for row in topic_rows()] + [{"_id": "e", "title": "", "text": ""}],
@@ -266,64 +266,64 @@ def test_evaluate(embell: Run, tmp_path: Path) -> None:
     (tmp_path / "qrels.tsv").write_text(
         "query-id\tcorpus-id\tscore\n" + "".join(f"q1\tcats-{i}\t1\nq2\tmoney-{i}\t2\n" for i in range(3)) + "q2\tcats-1\t-1\n"
     )
-    (result,) = embell("evaluate", "retrieval", tmp_path, "--json").lines
+    (result,) = inside("evaluate", "retrieval", tmp_path, "--json").lines
     assert (result["documents"], result["queries"], result["recall@100"], result["empty"]) == (12, 2, 1.0, 1)
     assert result["ndcg@10"] > 0.9
-    embell("evaluate", "retrieval", tmp_path / "nowhere").fails(1, "qrels.tsv", "no such file")
+    inside("evaluate", "retrieval", tmp_path / "nowhere").fails(1, "qrels.tsv", "no such file")
 
 
-def test_bad_input_gets_one_line(embell: Run, collection: Path, corpus: Path, tmp_path: Path) -> None:
+def test_bad_input_gets_one_line(inside: Run, collection: Path, corpus: Path, tmp_path: Path) -> None:
     good = [json.dumps(row) for row in topic_rows()]
     target = tmp_path / "t.embell"
-    embell("index", tmp_path / "missing.jsonl", "--to", target).fails(1, "missing.jsonl")
+    inside("index", tmp_path / "missing.jsonl", "--to", target).fails(1, "missing.jsonl")
     (tmp_path / "empty.jsonl").write_text("")
-    embell("index", tmp_path / "empty.jsonl", "--to", target).fails(1, "empty.jsonl", "nothing to index")
-    embell("index", corpus, "--to", target, "--text-field", "txt").fails(1, "corpus.jsonl:1", "'txt'", "'text'")
-    embell("index", corpus, "--to", target, "--id-field", "idd").fails(1, "corpus.jsonl:1", "'idd'", "'id'")
+    inside("index", tmp_path / "empty.jsonl", "--to", target).fails(1, "empty.jsonl", "nothing to index")
+    inside("index", corpus, "--to", target, "--text-field", "txt").fails(1, "corpus.jsonl:1", "'txt'", "'text'")
+    inside("index", corpus, "--to", target, "--id-field", "idd").fails(1, "corpus.jsonl:1", "'idd'", "'id'")
     (tmp_path / "a.docx").write_text("x")
-    embell("index", tmp_path / "a.docx", "--to", target).fails(1, "a.docx", ".jsonl")
+    inside("index", tmp_path / "a.docx", "--to", target).fails(1, "a.docx", ".jsonl")
     assert not target.exists()
     (tmp_path / "broken.jsonl").write_text("\n".join([*good[:6], '{"id": "x", "text": ', *good[6:]]))
-    embell("index", tmp_path / "broken.jsonl", "--to", target).fails(1, "broken.jsonl:7", "JSON")
-    assert embell("info", target, "--json").lines[0]["documents"] == 6  # what came before it stays
-    going = embell(
+    inside("index", tmp_path / "broken.jsonl", "--to", target).fails(1, "broken.jsonl:7", "JSON")
+    assert inside("info", target, "--json").lines[0]["documents"] == 6  # what came before it stays
+    going = inside(
         "index", tmp_path / "broken.jsonl", "--to", target, "--keep-going", "--rejects", tmp_path / "rejects.jsonl", "--json"
     )
     assert (going.lines[0]["rejected"], going.lines[0]["documents"], going.lines[0]["encoded"]) == (1, 12, 6)
     assert json.loads((tmp_path / "rejects.jsonl").read_text())["row"] == '{"id": "x", "text": '
     (tmp_path / "twice.jsonl").write_text("\n".join([*good, good[2]]))
-    embell("index", tmp_path / "twice.jsonl", "--to", tmp_path / "u.embell").fails(
+    inside("index", tmp_path / "twice.jsonl", "--to", tmp_path / "u.embell").fails(
         1, "twice.jsonl:13", "'cats-2'", "twice.jsonl:3"
     )
-    embell("search", tmp_path / "nowhere", "x").fails(1, "nowhere", "embell index")
-    embell("search", tmp_path, "x").fails(1, "not a collection")
-    embell("index", corpus, "--to", corpus.parent).fails(1, "not a collection")
-    embell("search", collection, "x", "--where", "yeer > 3").fails(2, "yeer", "year")
-    embell("search", collection, "x", "-k", "0").fails(2, "-k")
-    embell("search", collection, " ").fails(2, "empty")
-    embell("index", corpus, "--to", collection, "--pooling", "maxi").fails(2, "'maxi'", "did you mean max?")
-    embell("index", corpus, "--to", collection, "--poling", "mean").fails(2, "--poling", "--pooling")
-    embell("index", corpus, "--to", target, "--index", "exakt").fails(2, "exakt", "faiss:FACTORY")
-    embell("dedup", corpus, "--threshold", "1.5").fails(2, "threshold")
-    embell("serch", collection).fails(2, "serch", "search")
-    embell("similar", collection, "nobody").fails(1, "'nobody'")
-    embell("index", corpus, "--to", collection, "--chunk", "50").fails(1, "whole documents")
+    inside("search", tmp_path / "nowhere", "x").fails(1, "nowhere", "embell index")
+    inside("search", tmp_path, "x").fails(1, "not a collection")
+    inside("index", corpus, "--to", corpus.parent).fails(1, "not a collection")
+    inside("search", collection, "x", "--where", "yeer > 3").fails(2, "yeer", "year")
+    inside("search", collection, "x", "-k", "0").fails(2, "-k")
+    inside("search", collection, " ").fails(2, "empty")
+    inside("index", corpus, "--to", collection, "--pooling", "maxi").fails(2, "'maxi'", "did you mean max?")
+    inside("index", corpus, "--to", collection, "--poling", "mean").fails(2, "--poling", "--pooling")
+    inside("index", corpus, "--to", target, "--index", "exakt").fails(2, "exakt", "faiss:FACTORY")
+    inside("dedup", corpus, "--threshold", "1.5").fails(2, "threshold")
+    inside("serch", collection).fails(2, "serch", "search")
+    inside("similar", collection, "nobody").fails(1, "'nobody'")
+    inside("index", corpus, "--to", collection, "--chunk", "50").fails(1, "whole documents")
 
 
-def test_a_collection_made_with_another_model_is_refused(embell: Run, collection: Path, corpus: Path, tmp_path: Path) -> None:
+def test_a_collection_made_with_another_model_is_refused(inside: Run, collection: Path, corpus: Path, tmp_path: Path) -> None:
     from tiny_models import tiny_encoder_directory
 
     tiny_encoder_directory(tmp_path / "tiny")
-    embell("search", collection, "x", "--model", tmp_path / "tiny").fails(1, "made with another model")
-    embell("index", corpus, "--to", collection, "--model", tmp_path / "tiny").fails(1, "made with another model")
-    embell("index", corpus, "--to", tmp_path / "t.embell", "--model", tmp_path / "tiny", "--pooling", "last").fails(
+    inside("search", collection, "x", "--model", tmp_path / "tiny").fails(1, "made with another model")
+    inside("index", corpus, "--to", collection, "--model", tmp_path / "tiny").fails(1, "made with another model")
+    inside("index", corpus, "--to", tmp_path / "t.embell", "--model", tmp_path / "tiny", "--pooling", "last").fails(
         1, "equals the causal model"
     )
-    made = embell(
+    made = inside(
         "index", corpus, "--to", tmp_path / "t.embell", "--model", tmp_path / "tiny", "--pooling", "last", "--start-layer", "none"
     )
     assert made.status == 0, made
-    assert embell("search", tmp_path / "t.embell", "x", "--json", "-k", "1").lines[0]["rank"] == 1
+    assert inside("search", tmp_path / "t.embell", "x", "--json", "-k", "1").lines[0]["rank"] == 1
 
 
 def test_options_have_environment_variables(embell: Run, collection: Path) -> None:
@@ -339,30 +339,30 @@ def test_the_reader_of_the_output_may_leave(collection: Path) -> None:
     assert "Exception" not in done.stderr
 
 
-def test_pruning_waits_for_the_whole_source(embell: Run, tmp_path: Path) -> None:
+def test_pruning_waits_for_the_whole_source(inside: Run, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "s.jsonl", topic_rows()[:4])
     target = tmp_path / "p.embell"
-    embell("index", source, "--to", target)
+    inside("index", source, "--to", target)
     lines = source.read_text().splitlines()
     source.write_text("\n".join([*lines[:2], "{broken", lines[3]]))
-    embell("index", source, "--to", target, "--prune", "--keep-going").fails(1, "nothing was pruned")
-    assert embell("info", target, "--json").lines[0]["documents"] == 4
+    inside("index", source, "--to", target, "--prune", "--keep-going").fails(1, "nothing was pruned")
+    assert inside("info", target, "--json").lines[0]["documents"] == 4
 
 
-def test_outputs_are_checked_first_and_links_followed(embell: Run, corpus: Path, tmp_path: Path) -> None:
-    embell("dedup", corpus, "--output", tmp_path / "no" / "x.jsonl").fails(2, "--output", "no directory")
-    embell("dedup", corpus, "--output", tmp_path / "x.jsonl", "--removed", tmp_path / "x.jsonl").fails(2, "two files")
-    embell("dedup", corpus, "--output", corpus).fails(2, "overwritten")
+def test_outputs_are_checked_first_and_links_followed(inside: Run, corpus: Path, tmp_path: Path) -> None:
+    inside("dedup", corpus, "--output", tmp_path / "no" / "x.jsonl").fails(2, "--output", "no directory")
+    inside("dedup", corpus, "--output", tmp_path / "x.jsonl", "--removed", tmp_path / "x.jsonl").fails(2, "two files")
+    inside("dedup", corpus, "--output", corpus).fails(2, "overwritten")
     (tmp_path / "real.jsonl").write_text("old")
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "real.jsonl")
-    done = embell("dedup", corpus, "--output", tmp_path / "link.jsonl", "--removed", "/dev/null")
+    done = inside("dedup", corpus, "--output", tmp_path / "link.jsonl", "--removed", "/dev/null")
     assert done.status == 0, done
     assert (tmp_path / "link.jsonl").is_symlink()
     assert len((tmp_path / "real.jsonl").read_text().splitlines()) == 12
     assert Path("/dev/null").is_char_device()
 
 
-def test_dedup_keeps_what_it_cannot_compare(embell: Run, tmp_path: Path) -> None:
+def test_dedup_keeps_what_it_cannot_compare(inside: Run, tmp_path: Path) -> None:
     lines = [
         '{"id": 1, "text": "A cat sleeps."}',
         "{broken",
@@ -371,6 +371,6 @@ def test_dedup_keeps_what_it_cannot_compare(embell: Run, tmp_path: Path) -> None
         "[1]",
     ]
     (tmp_path / "s.jsonl").write_text("\n".join(lines))
-    done = embell("dedup", tmp_path / "s.jsonl", "--keep-going", "--output", tmp_path / "kept.jsonl", "--json")
+    done = inside("dedup", tmp_path / "s.jsonl", "--keep-going", "--output", tmp_path / "kept.jsonl", "--json")
     assert (done.lines[0]["rejected"], done.lines[0]["dropped"]) == (2, 1)
     assert (tmp_path / "kept.jsonl").read_text().splitlines() == [lines[0], lines[1], lines[2], lines[4]]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +14,7 @@ import pytest
 
 from conftest import Ran
 from embell.engine.lexical import LexicalSets
+from forked import Started
 
 Run = Callable[..., Ran]
 ROWS: list[dict[str, Any]] = [
@@ -219,31 +217,22 @@ def test_thresholds_are_suggested_from_decisions(inside: Run, tmp_path: Path) ->
     inside("dedup", tmp_path / "r.jsonl", "--kinds", "lexical", "--suggest", few).fails(2, "too few decisions")
 
 
-def test_a_killed_run_goes_on(source: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on(inside: Run, source: Path, tmp_path: Path) -> None:
     """Killed while it encodes or compares; the second run gives what an undisturbed one gives."""
     rows = [{"id": str(n), "text": f"Text number {n % 400} about matter {n % 37} and {n % 11} things."} for n in range(800)]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [
-        sys.executable,
-        "-c",
-        "from embell.cli.main import main; main()",
-        "dedup",
-        str(source),
-        "--threshold",
-        "0.97",
-        "--output",
-    ]
-    subprocess.run([*command, str(tmp_path / "whole.jsonl")], check=True, capture_output=True)
-    process = subprocess.Popen([*command, str(tmp_path / "kept.jsonl")], stderr=subprocess.DEVNULL)
+    command = ["dedup", str(source), "--threshold", "0.97", "--output"]
+    assert inside(*command, tmp_path / "whole.jsonl").status == 0
+    started = Started([*command, str(tmp_path / "kept.jsonl")])
     folder = tmp_path / "kept.jsonl.unfinished"
     deadline = time.monotonic() + 60
     while not (folder / "dedup.embell" / "manifest.json").is_file() and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    started.kill()
+    assert started.finish()[0] == -signal.SIGKILL
     assert folder.is_dir()
     assert not (tmp_path / "kept.jsonl").exists()
-    subprocess.run([*command, str(tmp_path / "kept.jsonl")], check=True, capture_output=True)
+    assert inside(*command, tmp_path / "kept.jsonl").status == 0
     assert (tmp_path / "kept.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
     assert not folder.exists()
 

@@ -21,7 +21,7 @@ Array = np.ndarray[Any, Any]
 
 def cosines(vectors: Array) -> Array:
     """Of vectors as they are stored."""
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)  # in float32, as given: other roundings are other vectors
     wide = renormalise(unit.astype(np.float16)).astype(np.float64)
     found: Array = wide @ wide.T
     return found
@@ -31,7 +31,8 @@ def crowd(seed: int, n: int, dim: int = 6) -> Array:
     """Vectors of which many are near each other, some equal."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((max(1, n // 6), dim))
-    return centres[rng.integers(0, len(centres), n)] + rng.choice([0, 0.1, 0.6], n)[:, None] * rng.standard_normal((n, dim))
+    rows = centres[rng.integers(0, len(centres), n)] + rng.choice([0, 0.1, 0.6], n)[:, None] * rng.standard_normal((n, dim))
+    return rows.astype(np.float32)
 
 
 def check(found: Duplicates, near: Array, count: int) -> None:

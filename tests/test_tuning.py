@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from conftest import Ran, write_jsonl
 from embell import Collection, Document, UsageError
 from embell.engine import snapshot as snapshot_module
+from embell.engine import tuning
 from embell.engine.tuning import K, bounds, nearest, tune
 from embell.errors import EmbellWarning
 from embell.indexers.codes import renormalise
@@ -51,14 +52,15 @@ def recall(exact: ExactIndex, faiss: FaissIndex, queries: Array, choice: dict[st
 
 
 @pytest.mark.parametrize(("factory", "given"), [("IVF64,PQ8x4fs", True), ("IVF64,PQ8x4fs", False), ("HNSW16", True)])
-def test_a_certified_recall_holds_for_other_queries(factory: str, given: bool) -> None:
-    rows, queries = rows_and_queries(0, 4000, 1200)
+def test_a_certified_recall_holds_for_other_queries(factory: str, given: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "QUERIES", 400)
+    rows, queries = rows_and_queries(0, 4000, 800)
     exact, faiss = indices(rows, factory)
-    found, curve = tune(exact, faiss, factory, 0.9, queries[:800] if given else None)
+    found, curve = tune(exact, faiss, factory, 0.9, queries[:400] if given else None)
     assert found is not None
     assert 0.9 <= found.low <= found.recall <= found.high <= 1
     assert found.of == ("queries" if given else "rows of the collection")
-    assert recall(exact, faiss, queries[800:], found.settings, found.depth) >= 0.88
+    assert recall(exact, faiss, queries[400:], found.settings, found.depth) >= 0.88
     assert len({point.recall for point in curve}) > 1  # or there was nothing to choose
     assert found.bytes_per_vector > DIM / 8
 
@@ -149,6 +151,7 @@ def test_filters_are_exact_however_many_match(collection: Collection, tuned: boo
     if tuned:
         monkeypatch.setattr(snapshot_module, "AUTO_ROWS", 1000)
         monkeypatch.setattr("embell.engine.tuning.exact_qps", lambda rows, queries: 0.0)
+        monkeypatch.setattr(tuning, "QUERIES", 200)
         collection.tune(0.5)
         assert collection.manifest.approximate
     rows, queries = rows_and_queries(3, 4000, 60)
@@ -218,22 +221,22 @@ def test_damaged_files_cost_time_and_nothing_else(collection: Collection, file: 
     assert Collection.open(collection.path).search(queries) == right
 
 
-def test_tune_and_optimize_on_the_command_line(embell: Run, tmp_path: Path) -> None:
+def test_tune_and_optimize_on_the_command_line(embell: Run, inside: Run, tmp_path: Path) -> None:
     target = tmp_path / "c.embell"
     rows = [{"id": f"d{at}", "text": f"text number {at}", "vector": np.eye(8)[at % 8].tolist()} for at in range(40)]
-    assert embell("index", write_jsonl(tmp_path / "c.jsonl", rows), "--to", target, "--vector-field", "vector").status == 0
-    done = embell("tune", target, "--recall", "0.9", "--plot", tmp_path / "curve.png", "--json")
+    assert inside("index", write_jsonl(tmp_path / "c.jsonl", rows), "--to", target, "--vector-field", "vector").status == 0
+    done = inside("tune", target, "--recall", "0.9", "--plot", tmp_path / "curve.png", "--json")
     assert done.status == 0, done
     assert {name: done.lines[0][name] for name in ("index", "approximate", "target", "recall")} == {
         "index": "auto", "approximate": False, "target": 0.9, "recall": 1.0,
     }  # fmt: skip
     assert "nothing to draw" in done.err
-    embell("tune", target, "--recall", "1.5").fails(2, "recall must lie between 0 and 1")
+    inside("tune", target, "--recall", "1.5").fails(2, "recall must lie between 0 and 1")
     asked = tmp_path / "asked.jsonl"
     asked.write_text('{"text": "one"}\n{"question": "two"}\n')
-    embell("tune", target, "--recall", "0.9", "--queries", asked).fails(2, f"{asked}:2: no question")
+    inside("tune", target, "--recall", "0.9", "--queries", asked).fails(2, f"{asked}:2: no question")
     asked.write_text('{"text": "one"}\n')
-    embell("tune", target, "--recall", "0.9", "--queries", asked).fails(2, "1 queries are too few")
+    inside("tune", target, "--recall", "0.9", "--queries", asked).fails(2, "1 queries are too few")
     for path in (target / "index").rglob("vectors.npy"):
         path.write_bytes(b"")
     searched = embell("similar", target, "d1", "--json")
@@ -241,9 +244,9 @@ def test_tune_and_optimize_on_the_command_line(embell: Run, tmp_path: Path) -> N
     assert searched.lines[0]["id"] == "d9"
     assert len(searched.err.splitlines()) == 1
     assert "embell optimize" in searched.err
-    assert embell("optimize", target).out == "searched exactly: recall@10 1.000\n"
+    assert inside("optimize", target).out == "searched exactly: recall@10 1.000\n"
     assert embell("similar", target, "d1").err == ""
-    embell("optimize", target, "--index", "faiss:Nonsense").fails(2, "faiss:Nonsense".removeprefix("faiss:"))
+    inside("optimize", target, "--index", "faiss:Nonsense").fails(2, "faiss:Nonsense".removeprefix("faiss:"))
 
 
 @pytest.mark.heavy
