@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sets", nargs="*", help="of the first table; all sets unless given")
     parser.add_argument("--train", nargs="*", default=["citations", "quora"], help="sets of the second table")
-    parser.add_argument("--epochs", type=int, nargs="+", default=[1, 2, 5, 10, 20])
+    parser.add_argument("--epochs", type=int, nargs="+", default=[1, 5, 10, 20])
     parser.add_argument("--model", help="chooses the keywords; embell-mini unless given")
     options = parser.parse_args()
     torch.set_num_threads(1)
