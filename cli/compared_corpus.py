@@ -30,10 +30,14 @@ def opened(
     corpus: CorpusOptions,
     model: ModelOptions,
     report: CorpusReport,
-    fields: set[str],
+    fields: set[str] | None,
     weighing: dict[str, float],
+    then: str = "",
 ) -> tuple[Collection, Callable[[], Iterable[tuple[str, bytes]]]]:
-    """A collection, or one of these sources; and its rows as they are to be written."""
+    """A collection, or one of these sources, with these fields as metadata (None: all); and its rows as they are to be written.
+
+    `then` says what becomes of rows that cannot be compared.
+    """
     from embell.engine.manifest import FILE
 
     if any(Path(source, FILE).is_file() for source in sources):
@@ -41,12 +45,16 @@ def opened(
             raise click.UsageError("a collection is looked at alone; give one directory, or only sources")
         if weighing:
             raise click.UsageError(f"--weight needs a source: the vectors of {sources[0]} are made already")
+        if model.given:
+            raise click.UsageError(
+                f"the vectors of {sources[0]} are made already: leave out --model and its settings, or name a source"
+            )
         from embell.engine.collection import Collection
 
         collection = Collection.open(sources[0])
         return collection, partial(_collection_rows, collection)
     stdin = _spooled(stack) if "-" in sources else None
-    return _encoded(folder, sources, corpus, model, report, stdin, fields, weighing), partial(
+    return _encoded(folder, sources, corpus, model, report, stdin, fields, weighing, then), partial(
         _source_rows, sources, corpus, stdin
     )
 
@@ -58,8 +66,9 @@ def _encoded(
     model: ModelOptions,
     report: CorpusReport,
     stdin: BinaryIO | None,
-    fields: set[str],
+    fields: set[str] | None,
     weighing: dict[str, float],
+    then: str,
 ) -> Collection:
     """The sources as a collection that goes away at the end: so a large corpus need not fit into memory, and nothing is encoded twice."""
     from embell.engine.collection import Collection
@@ -95,15 +104,15 @@ def _encoded(
             records = [{name: str(document.metadata.get(name) or "") for name in weighing} for document in some]
             vectors = weighted_vectors(encoder, records, weighing) if weighing else [None]
             for document, vector in zip(some, vectors, strict=True):
-                kept = {name: value for name, value in document.metadata.items() if name in fields}
+                kept = {name: value for name, value in document.metadata.items() if fields is None or name in fields}
                 yield replace(document, metadata=kept, vector=vector)
 
     with progress("Encoding") as step:
         done = collection.add(bare(), prune=True, progress=step, on_warning=note)
     if report.empty:
-        note(f"without text, so not compared: {counted(report.empty, 'row')}, the first is {report.first_empty}")
+        note(f"without text, so not compared{then}: {counted(report.empty, 'row')}, the first is {report.first_empty}")
     if report.rejected:
-        note(f"cannot be read, so not compared: {counted(report.rejected, 'row')}, the first: {report.first_rejected}")
+        note(f"cannot be read, so not compared{then}: {counted(report.rejected, 'row')}, the first: {report.first_rejected}")
     if done.truncated:
         note(
             f"{counted(done.truncated, 'document')} longer than {collection.encoder.spec.max_length} tokens: compared by the beginning"

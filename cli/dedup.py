@@ -54,7 +54,7 @@ _FEWEST_SHOWN = 30
               help="How pairs decide: a kept row near each dropped one; connected rows; groups of which all are near.")  # fmt: skip
 @click.option(
     "--reduce-to", type=click.IntRange(1), metavar="N",
-    help="After the duplicates, drop those nearest to a kept one until N rows are left.",
+    help="After the duplicates, drop those nearest to a kept one until N rows with text are left.",
 )  # fmt: skip
 @click.option("--group-by", metavar="FIELD", help="Compare only rows with the same value of this field.")
 @click.option(
@@ -143,7 +143,9 @@ def dedup(
     fields = {name for name in (keep.rpartition(":")[0], group_by) if name}
     with ExitStack() as stack:
         folder = _work_folder(stack, outputs)
-        collection, records = opened(stack, folder / "dedup.embell", sources, corpus, model, report, fields, weighing)
+        collection, records = opened(
+            stack, folder / "dedup.embell", sources, corpus, model, report, fields, weighing, " but kept"
+        )
         collections = [collection]
         with compared("Comparing") as step:
             if against:
@@ -168,7 +170,7 @@ def dedup(
             with whole_file(page) as file:
                 write_report(report_of(found, texts, _title(sources, against)), file)
         shown = [] if as_json or any(outputs.values()) else found.dropped[:10]
-        _tell(found, report, shown, texts, time.monotonic() - began, as_json, "-" in (output, removed))
+        _tell(found, report, shown, texts, time.monotonic() - began, as_json, "-" in (output, removed), reduce_to)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -222,6 +224,7 @@ def _tell(
     seconds: float,
     as_json: bool,
     stdout_taken: bool,
+    reduce_to: int | None,
 ) -> None:
     kinds = Counter(row.kind for row in found.dropped)
     documents = len(found.kept) + len(found.dropped)
@@ -235,7 +238,7 @@ def _tell(
             "kept": len(found.kept),
             "dropped": len(found.dropped),
             **{kind: kinds[kind] for kind in found.thresholds if kind != "overlap"},
-            **({} if found.reduced is None else {"reduced": kinds["reduced"], "reduced_at": found.reduced}),
+            **({"reduced": kinds["reduced"], "reduced_at": found.reduced} if reduce_to else {}),
             "pairs": found.pairs.num_rows,
             "capped": found.capped,
             "threshold": found.thresholds.get("semantic"),

@@ -21,7 +21,7 @@ _TEMPLATE = Path(__file__).with_suffix(".html")
 
 @dataclass(frozen=True)
 class Member:
-    """A dropped text: its score with the kept one, the kind ("exact", "lexical" or "semantic") and the kept one's id."""
+    """A dropped text: its score with the kept one, the kind of duplicate and the kept one's id."""
 
     id: str
     text: str
@@ -45,7 +45,7 @@ class Report:
 
     `dropped`, `thresholds` and `histogram` are by kind; a histogram is a list of (low, high, pairs).
     `groups` are those shown, read once, from first to last; `all_groups` counts the others too. `capped` counts documents
-    with so many partners that only the link to the kept one is among the pairs.
+    with so many partners that only the links to a few, and to a kept one, are among the pairs.
     """
 
     title: str

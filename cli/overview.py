@@ -49,7 +49,7 @@ def outliers(sources: tuple[str, ...], k: int, corpus: CorpusOptions, model: Mod
 @model_options
 @json_option
 def representatives(sources: tuple[str, ...], k: int, corpus: CorpusOptions, model: ModelOptions, as_json: bool) -> None:
-    """Show a few documents that stand for the whole corpus: one from the middle of each of its subjects.
+    """Show a few documents that stand for the whole corpus: each from the middle of one of its subjects.
 
     The score is the share of all documents that are nearer to this one than to the others shown.
 
@@ -57,6 +57,9 @@ def representatives(sources: tuple[str, ...], k: int, corpus: CorpusOptions, mod
     embell representatives notes.embell -k 20
     embell representatives corpus.jsonl --json
     """
+    from embell.indexers.faiss_index import load_faiss
+
+    load_faiss()  # what is missing is told before anything is encoded
     with ExitStack() as stack:
         _show(_opened(stack, sources, corpus, model).representatives(k), as_json)
     if not as_json:
@@ -67,7 +70,7 @@ def _opened(stack: ExitStack, sources: tuple[str, ...], corpus: CorpusOptions, m
     from embell.indexers.corpora import CorpusReport
 
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="embell-")))
-    return opened(stack, folder / "corpus.embell", sources, corpus, model, CorpusReport(), set(), {})[0]
+    return opened(stack, folder / "corpus.embell", sources, corpus, model, CorpusReport(), None, {})[0]
 
 
 def _show(found: list[Hit], as_json: bool) -> None:

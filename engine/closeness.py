@@ -1,4 +1,4 @@
-"""Closeness: how near a document's nearest neighbours are. What few others resemble is an outlier."""
+"""How near a document's nearest neighbours are. What few others resemble is an outlier."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ from embell.indexers.exact import ExactIndex
 Array = np.ndarray[Any, Any]
 
 _TOGETHER = 4096
+
+
+def nearest(index: ExactIndex, others: ExactIndex, positions: Array, among: Array | None = None) -> tuple[Array, Array]:
+    """For rows of `others`, at these positions, the nearest row of `index`: its score and its key, `(n,)` each; few are unpacked at a time."""
+    scores, keys = np.empty(len(positions)), np.empty(len(positions), np.int64)
+    for begin in range(0, len(positions), _TOGETHER):
+        some = slice(begin, begin + _TOGETHER)
+        found, key = index.search(others.vectors(positions[some]), 1, among)
+        scores[some], keys[some] = found[:, 0], key[:, 0]
+    return scores, keys
 
 
 def closeness(index: ExactIndex, neighbours: int, among: Array | None = None, progress: Progress | None = None) -> Array:

@@ -290,11 +290,11 @@ class Collection:
 
         Raises UsageError for a count below 1, a result of `leaks`, and if the collection has changed since.
         """
-        from embell.engine.collection_pairs import living
+        from embell.engine.collection_pairs import living_ids
         from embell.engine.reduction import reduce_to
 
-        index = living(self._look())
-        if len(index) != len(found.rows.ids):
+        index, ids = living_ids(self, self._look())
+        if found.found.split is None and ids != list(found.rows.ids):
             raise UsageError(f"{self.path}: has changed since it was looked through; look for duplicates anew")
         return reduce_to(found, count, index, progress)
 

@@ -66,6 +66,12 @@ def living(snapshot: Snapshot) -> ExactIndex:
     return index
 
 
+def living_ids(collection: Collection, snapshot: Snapshot) -> tuple[ExactIndex, list[str]]:
+    """The rows that are not deleted, and their ids."""
+    read = _Read.of(collection, living(snapshot), set(), texts=False)
+    return read.index, read.ids
+
+
 def _texts(collection: Collection, keys: Array) -> Iterator[str]:
     """The texts of these rows, in the order of the keys; few are held where the table has about the same order."""
     waiting: dict[int, str] = {}

@@ -137,7 +137,7 @@ class Duplicates:
         return judge(self.found, self.rows, wanted, keep or self.keep, rule or self.rule)
 
     def decided(self, decisions: Iterable[Decision]) -> Duplicates:
-        """Decide again as people have judged: pairs that are no duplicates go, those that are count whatever they score.
+        """Decide again as people have judged: pairs that are no duplicates go, those that are count whatever they score. A reduction is not made again.
 
         A decision is about two texts: it holds for their copies too. Copies remain copies. Raises UsageError for an id that is not there.
         """

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from embell.engine.closeness import closeness
+from embell.engine.closeness import closeness, nearest
 from embell.engine.search_parts import Progress
 from embell.errors import UsageError
 from embell.indexers.exact import ExactIndex
@@ -16,7 +16,7 @@ Array = np.ndarray[Any, Any]
 
 NEIGHBOURS = 50
 """Neighbours that say whether a document stands apart."""
-_ROUNDS = 25
+_ROUNDS, _STARTS = 25, 10
 _TOGETHER = 4096
 _LOOKED_AT = 256
 """Rows to a cluster that its centre is found from."""
@@ -33,7 +33,7 @@ def outliers(
 
 
 def representatives(index: ExactIndex, count: int) -> tuple[Array, Array]:
-    """`count` rows that stand for all: `(positions, shares)`, the largest share first.
+    """`count` rows that stand for all, fewer if there are fewer different ones: `(positions, shares)`, the largest share first.
 
     They are the rows nearest to the centres of spherical k-means (Dhillon and Modha, 2001). The share of one is that of the rows that are
     nearer to it than to the others.
@@ -41,38 +41,45 @@ def representatives(index: ExactIndex, count: int) -> tuple[Array, Array]:
     Raises UsageError for a count below 1, MissingExtraError without FAISS.
     """
     _check(count)
-    chosen = np.arange(len(index)) if count >= len(index) else _medoids(index, count)
-    stand = ExactIndex(index.dim)
-    stand.add(np.arange(len(chosen)), index.stored(chosen))
-    counts = np.zeros(len(chosen))
-    for begin in range(0, len(index), _TOGETHER):
-        rows = np.arange(begin, min(begin + _TOGETHER, len(index)))
-        counts += np.bincount(stand.search(index.vectors(rows), 1)[1][:, 0], minlength=len(chosen))
-    shares = counts / max(1, len(index))
+    different = _different(index)
+    chosen = np.flatnonzero(different) if count >= different.sum() else _medoids(index, different, count)
+    stand = index.part(chosen)
+    _, nearest_one = nearest(stand, index, np.arange(len(index)))
+    shares = np.bincount(nearest_one, minlength=len(chosen)) / max(1, len(index))
     order = np.argsort(-shares, kind="stable")
     return chosen[order], shares[order]
 
 
-def _medoids(index: ExactIndex, count: int) -> Array:
+def _different(index: ExactIndex) -> Array:
+    """The first of each vector: a bool array."""
+    marks = np.empty(len(index), np.int64)
+    for begin in range(0, len(index), _TOGETHER):
+        rows = index.stored(np.arange(begin, min(begin + _TOGETHER, len(index))))
+        marks[begin : begin + len(rows)] = [hash(row.tobytes()) for row in rows]
+    found = np.zeros(len(index), bool)
+    found[np.unique(marks, return_index=True)[1]] = True
+    return found
+
+
+def _medoids(index: ExactIndex, different: Array, count: int) -> Array:
     """For each centre the row nearest to it that is not another's already: as many as there are centres."""
     faiss = load_faiss()
     means = faiss.Kmeans(
-        index.dim, count, niter=_ROUNDS, spherical=True, seed=1, min_points_per_centroid=1, max_points_per_centroid=_LOOKED_AT
-    )
+        index.dim, count, niter=_ROUNDS, spherical=True, seed=1, nredo=max(1, min(_STARTS, _STARTS * 100 // count)),
+        min_points_per_centroid=1, max_points_per_centroid=_LOOKED_AT,
+    )  # fmt: skip
     sample = np.sort(np.random.default_rng(1).permutation(len(index))[: _LOOKED_AT * count])
     means.train(index.vectors(sample))
     positions = np.full(count, -1)
+    taken: set[int] = set()
     reach = 8
-    while True:
-        _, keys = index.search(means.centroids, min(reach, len(index)))
-        near = np.searchsorted(index.keys, keys)
-        taken: set[int] = set()
-        for centre, row in enumerate(near.tolist()):
+    while (left := np.flatnonzero(positions < 0)).size:
+        _, keys = index.search(means.centroids[left], min(reach, len(index)), different)
+        for centre, row in zip(left.tolist(), np.searchsorted(index.keys, keys).tolist(), strict=True):
             positions[centre] = next((at for at in row if at not in taken), -1)
             taken.add(int(positions[centre]))
-        if (positions >= 0).all():
-            return positions
         reach *= 4
+    return positions
 
 
 def _check(*numbers: int) -> None:

@@ -20,7 +20,7 @@ from embell.engine.pair_list import KINDS, OVERLAP, PAIR, PARTNERS, PairList, ch
 from embell.engine.rules import decide
 from embell.engine.search_parts import Part, Progress, Unfinished
 from embell.errors import UsageError
-from embell.indexers.exact import QUERIES, ExactIndex
+from embell.indexers.exact import FEW, QUERIES, ExactIndex
 
 Array = np.ndarray[Any, Any]
 
@@ -110,7 +110,7 @@ def _search(
                 between = None if split is None else int(np.searchsorted(rows, split))
                 chosen = np.isin(rows, doubtful)
                 for some in every_pair_of(sets().of_texts(np.searchsorted(unique, rows)), chosen, kind, floors[kind], between):
-                    more.append(paired(kind, rows[some.later], rows[some.earlier], some.scores))
+                    more.append(_first_few(paired(kind, rows[some.later], rows[some.earlier], some.scores)))
         if "semantic" in floors and index is not None:
             for group in [None] if groups is None else np.unique(groups[doubtful]).tolist():
                 asking = doubtful if groups is None else doubtful[groups[doubtful] == group]
@@ -121,7 +121,7 @@ def _search(
                     index.vectors(asking), reach(floors["semantic"]), allowed=among, most=most
                 ):
                     before = near < asking[asked]
-                    more.append(paired("semantic", asking[asked[before]], near[before], scores[before]))
+                    more.append(_first_few(paired("semantic", asking[asked[before]], near[before], scores[before])))
         every = in_order(np.concatenate(more))
         twice = np.zeros(len(every), bool)
         twice[1:] = (np.diff(every["second"]) == 0) & (np.diff(every["first"]) == 0) & (np.diff(every["kind"]) == 0)
@@ -129,6 +129,13 @@ def _search(
         if len(pairs.pairs) == len(listed):
             break
     return replace(pairs, pairs=in_order(pairs.pairs))
+
+
+def _first_few(pairs: Array) -> Array:
+    """Of each row, its pairs with the first few: if those are dropped after all, it is compared again."""
+    ordered = in_order(pairs)
+    rank = np.arange(len(ordered)) - np.searchsorted(ordered["second"], ordered["second"])
+    return ordered[rank < FEW]
 
 
 def _originals(marks: Sequence[bytes], groups: Array | None) -> Array:
@@ -186,7 +193,7 @@ def _by_vectors(
             place = done[1] if number == done[0] else 0
             if split is not None:
                 cut = int(np.searchsorted(rows, split))
-                reference = _part(index, rows[:cut])
+                reference = index.part(rows[:cut])
                 for at in range(cut + place, len(rows), 16 * QUERIES):
                     asked = rows[at : at + 16 * QUERIES]
                     found = reference.partners(index.vectors(asked), threshold, most=PARTNERS)
@@ -196,16 +203,10 @@ def _by_vectors(
                         yield Part(asked[queries], rows[near], scores, asked[crowded], share, (number, end))
             else:
                 from_place = max(place, int(np.searchsorted(rows, begin)))
-                joined = index if len(rows) == len(index) else _part(index, rows)
+                joined = index if len(rows) == len(index) else index.part(rows)
                 for block, (later, earlier, scores, crowded) in enumerate(
                     joined.join(threshold, begin=from_place, most=PARTNERS), 1
                 ):
                     at = min(from_place + block * QUERIES, len(rows))
                     yield Part(rows[later], rows[earlier], scores, rows[crowded], (gone + at**2) / total, (number, at))
         gone += len(rows) ** 2
-
-
-def _part(index: ExactIndex, rows: Array) -> ExactIndex:
-    found = ExactIndex(index.dim)
-    found.add(np.arange(len(rows)), index.stored(rows))
-    return found

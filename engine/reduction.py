@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from embell.engine.closeness import closeness
+from embell.engine.closeness import closeness, nearest
 from embell.engine.duplicates import Dropped, Duplicates
 from embell.engine.search_parts import Progress
 from embell.errors import UsageError
@@ -16,13 +16,15 @@ from embell.indexers.exact import ExactIndex
 Array = np.ndarray[Any, Any]
 
 REDUCED = "reduced"
-"""The kind of a document that is no duplicate, and was dropped to reach the number asked for."""
+"""The kind of a document that was dropped to reach the number asked for, or whose kept document was."""
 
 _BLOCK = 1024
 """Rows that are compared with those kept so far, and then with each other."""
 _NEIGHBOURS, _SAMPLE = 10, 50_000
 """Neighbours that say how many rows one stands for, and rows that they are looked for among."""
 _STEPS = 16
+_LOOKED_AT = 10
+"""Rows that are looked at for each that is to stay besides."""
 _NEAR = 0.01
 """Share of the rows wanted that may be missing when the search for the cosine ends."""
 
@@ -33,25 +35,24 @@ def reduce_to(found: Duplicates, count: int, index: ExactIndex, progress: Progre
     `index` holds the vectors of the documents `found` is about, in their order. The result is a greedy cover, as at a
     threshold: the highest cosine at which no more than `count` stay, looked for by bisection. Where it leaves fewer, the documents
     that resemble their kept ones least stay too, so that there are `count`. The order is that of the keep policy; with "first" and "central", documents
-    with nearer neighbours are preferred, for they stand for more. Each dropped document names the nearest
-    kept one, whose cosine is its score; a duplicate whose kept document goes is of the kind "reduced" then, too. If the duplicates alone leave no more
-    than `count`, nothing is changed.
+    with nearer neighbours are preferred, for they stand for more. Each document that is dropped here names the nearest
+    kept one, whose cosine is its score; so does, then, a duplicate whose kept document goes. If the duplicates alone leave no more
+    than `count`, nothing is changed. Groups that documents were compared in count no more.
 
-    Raises UsageError for a count below 1, and for a result that compared two corpora, or within groups.
+    Raises UsageError for a count that is no number above 0, and for a result that compared two corpora.
     """
-    if count < 1:
-        raise UsageError(f"reduce to: keep at least 1 document, not {count}")
+    check_count(count)
     if found.found.split is not None:
         raise UsageError("reduce to: two corpora were compared; reduce what is kept in a second step")
     if len(found.kept) <= count:
         return found
     order = found.kept_positions[np.argsort(found.rank[found.kept_positions])]
-    rows = _rows(index, order)
+    rows = index.part(order)
     if found.keep in ("first", "central"):
         sample = np.zeros(len(rows), bool)
         sample[np.random.default_rng(0).permutation(len(rows))[:_SAMPLE]] = True
         order = order[np.argsort(-closeness(rows, _NEIGHBOURS, sample, progress), kind="stable")]
-        rows = _rows(index, order)
+        rows = index.part(order)
     kept = _filled(rows, _cover_of(rows, count, progress), count)
 
     stays = np.zeros(len(found.rows.ids), bool)
@@ -60,23 +61,24 @@ def reduce_to(found: Duplicates, count: int, index: ExactIndex, progress: Progre
     known = {row.id: row for row in found.dropped}
     gone = {ids[at] for at in order[~kept].tolist()}
     fresh = np.array([at for at in np.flatnonzero(~stays).tolist() if (row := known.get(ids[at])) is None or row.kept_id in gone])
-    scores, places = rows.search(index.vectors(fresh), 1, kept)
-    for at, score, place in zip(fresh.tolist(), scores[:, 0].tolist(), places[:, 0].tolist(), strict=True):
+    scores, places = nearest(rows, index, fresh, kept)
+    for at, score, place in zip(fresh.tolist(), scores.tolist(), places.tolist(), strict=True):
         known[ids[at]] = Dropped(ids[at], ids[order[place]], score, REDUCED)
     positions = np.flatnonzero(stays)
+    dropped = [known[ids[at]] for at in np.flatnonzero(~stays).tolist()]
     return replace(
         found,
         kept=[ids[at] for at in positions.tolist()],
-        dropped=[known[ids[at]] for at in np.flatnonzero(~stays).tolist()],
+        dropped=dropped,
         kept_positions=positions,
-        reduced=float(scores.min()),
+        reduced=min(row.score for row in dropped if row.kind == REDUCED),
     )
 
 
-def _rows(index: ExactIndex, positions: Array) -> ExactIndex:
-    rows = ExactIndex(index.dim)
-    rows.add(np.arange(len(positions)), index.stored(positions))
-    return rows
+def check_count(count: int) -> None:
+    """Raises UsageError for what is no number of documents to keep."""
+    if not isinstance(count, int) or count < 1:
+        raise UsageError(f"reduce to: keep at least 1 document, not {count!r}")
 
 
 def _cover_of(rows: ExactIndex, count: int, progress: Progress | None) -> Array:
@@ -119,9 +121,20 @@ def _cover(rows: ExactIndex, threshold: float, most: int) -> Array | None:
 
 
 def _filled(rows: ExactIndex, kept: Array, count: int) -> Array:
-    """`kept` and, up to `count`, the rows that resemble those least."""
+    """`kept` and, up to `count`, the rows that resemble those least, such as resemble each other first after all others."""
     others = np.flatnonzero(~kept)
-    scores = rows.search(rows.vectors(others), 1, kept)[0][:, 0]
+    missing = count - int(kept.sum())
     found: Array = kept.copy()
-    found[others[np.argsort(scores, kind="stable")[: count - int(kept.sum())]]] = True
+    if not missing:
+        return found
+    scores, _ = nearest(rows, rows, others, kept)
+    order = np.argsort(scores, kind="stable")[: _LOOKED_AT * missing]
+    vectors = rows.vectors(others[order])
+    chosen = np.zeros(len(order), bool)
+    alike = scores[order]  # with what is kept, and what was chosen before
+    for _ in range(missing):
+        place = int(np.argmin(np.where(chosen, np.inf, alike)))
+        chosen[place] = True
+        np.maximum(alike, vectors @ vectors[place], out=alike)
+    found[others[order[chosen]]] = True
     return found

@@ -82,6 +82,8 @@ def deduplicate(
 
     if len(set(rows.ids)) < len(texts):
         raise UsageError("ids: some stand twice")
+    if reduce_to is not None:
+        reduction.check_count(reduce_to)
     if reduce_to is not None and (against is not None or group_by is not None):
         raise UsageError("reduce_to compares all texts with each other: leave out against and group_by")
 

@@ -156,8 +156,10 @@ def turned(rows: Array) -> Array:
 def renormalise(rows: Array, out: Array | None = None, room: Array | None = None) -> Array:
     """Stored rows as the vectors that they stand for: float32, of length 1; in `out`, with `room` to work in, where those are given."""
     found: Array = np.empty(rows.shape, np.float32) if out is None else out
-    # NumPy's own conversion from float16 is ten times as slow.
-    torch.from_numpy(found).copy_(torch.from_numpy(np.ascontiguousarray(rows)))
+    if rows.dtype == np.float16:  # NumPy's own conversion is ten times as slow
+        torch.from_numpy(found).copy_(torch.from_numpy(np.ascontiguousarray(rows)))
+    else:
+        found[:] = rows
     squares = np.multiply(found, found, out=room)
     return np.divide(found, np.sqrt(np.add.reduce(squares, axis=1, keepdims=True)), out=found)
 

@@ -265,6 +265,12 @@ class ExactIndex:
             start += len(segment.rows)
         return rows
 
+    def part(self, positions: Array) -> ExactIndex:
+        """The rows at these positions as an index of their own, whose keys are 0, 1, …"""
+        found = ExactIndex(self.dim)
+        found.add(np.arange(len(positions)), self.stored(positions))
+        return found
+
     def score(self, query: Array, positions: Array) -> Array:
         """Exact float64 scores `(n,)` of one query `(dim,)` with the rows at these positions."""
         return self._scores(query[None], np.zeros(len(positions), np.int64), positions)

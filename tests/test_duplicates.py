@@ -457,6 +457,28 @@ def test_a_capped_row_is_dropped_for_a_kept_row_far_behind_the_first_it_shares_w
     assert leaked.kept == []
 
 
+@pytest.mark.parametrize("kinds", [["lexical"], ["semantic"]])
+def test_the_list_stays_short_where_capped_rows_lose_their_partners(kinds: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form in two variants: forty rows resemble both, and what those drop would otherwise be paired with each other."""
+    monkeypatch.setattr(pair_search, "PARTNERS", 20)
+    monkeypatch.setattr(pair_search, "FEW", 3)
+    words = [f"w{at}" for at in range(20)]
+    first, between, other = " ".join(words), " ".join(["x", *words[1:]]), " ".join(["x", *words[2:]])
+    rng = np.random.default_rng(0)
+    texts = [
+        first,
+        *(f"{between} {' '.join(rng.permutation(words[1:]))}" for _ in range(40)),
+        *(f"{other} y{at}" for at in range(400)),
+    ]
+    angles = np.concatenate([[0], 0.4 + 0.001 * np.arange(40), 0.8 + 0.0001 * np.arange(400)])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    chosen: dict[str, Any] = {"lexical": 0.85} if kinds == ["lexical"] else {"threshold": float(np.cos(0.5))}
+    found = deduplicate(texts, vectors=vectors, kinds=kinds, **chosen)
+    assert found.capped > 300
+    assert len(found.kept) == 2
+    assert found.pairs.num_rows < 40 * len(texts)
+
+
 @pytest.mark.usefixtures("few_partners")
 @pytest.mark.parametrize("keep", ["first", "last"])
 def test_deciding_again_from_capped_rows_is_refused_or_right(keep: str) -> None:

@@ -78,12 +78,21 @@ def test_representatives_are_one_of_each_subject_with_its_share() -> None:
 
 @pytest.mark.parametrize(("rows", "asked"), [(0, 3), (1, 1), (5, 9), (60, 60), (60, 59), (300, 40)])
 def test_there_are_as_many_representatives_as_asked_for_and_none_stands_twice(rows: int, asked: int) -> None:
-    equal = index_of(np.ones((rows, 4)))
-    mixed = index_of(np.random.default_rng(rows).standard_normal((rows, 4)))
-    for index in (equal, mixed):
+    vectors = np.random.default_rng(rows).standard_normal((rows, 4))
+    for index in (index_of(vectors), index_of(np.repeat(vectors, 3, axis=0))):
         positions, shares = representatives(index, asked)
-        assert len(set(positions.tolist())) == len(positions) == min(rows, asked)
+        assert len(positions) == min(rows, asked)
+        assert len(np.unique(index.stored(positions), axis=0)) == len(positions), "copies are one"
         assert shares.sum() == pytest.approx(1 if rows else 0)
+
+
+@pytest.mark.parametrize("subjects", [5, 10])
+def test_no_subject_is_left_out_where_subjects_are_apart(subjects: int) -> None:
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        subject = np.repeat(np.arange(subjects), 50)
+        vectors = np.eye(24)[subject] + 0.1 * rng.standard_normal((len(subject), 24))
+        assert set(subject[representatives(index_of(vectors), subjects)[0]].tolist()) == set(range(subjects))
 
 
 def test_a_collection_without_its_deleted_rows(tmp_path: Path) -> None:
@@ -108,7 +117,8 @@ def test_the_commands_tell_of_sources_and_collections(inside: Run, tmp_path: Pat
     rows = [{**row, "id": f"{row['id']}-{copy}"} for row in topic_rows() if row["topic"] != "space" for copy in range(3)]
     rows.append({"id": "odd", "text": "0x7ffe 0x0012 0xdead 0xbeef", "topic": "dump"})
     source = write_jsonl(tmp_path / "rows.jsonl", rows)
-    assert inside("outliers", source, "-k", "1", "--json").lines[0]["id"] == "odd"
+    (first,) = inside("outliers", source, "-k", "1", "--json").lines
+    assert (first["id"], first["metadata"]) == ("odd", {"topic": "dump"})
     collection = tmp_path / "rows.embell"
     assert inside("index", source, "--to", collection).status == 0
     told = inside("outliers", collection, "-k", "1", "--json").lines[0]
@@ -121,3 +131,4 @@ def test_the_commands_tell_of_sources_and_collections(inside: Run, tmp_path: Pat
     assert "share" in shown.err
     assert len(shown.out.splitlines()) >= 4
     inside("outliers", tmp_path / "none.jsonl").fails(1, "none.jsonl")
+    inside("outliers", collection, "--model", "another").fails(2, "--model", "made already")

@@ -116,6 +116,12 @@ def test_where_the_cover_leaves_too_few_those_least_like_the_kept_stay() -> None
     check(found, cosines(vectors), 3)
 
 
+def test_where_all_are_equally_far_copies_stay_last() -> None:
+    vectors = np.repeat(np.eye(10, dtype=np.float32), 2, axis=0)
+    found = deduplicate([f"text {at}" for at in range(20)], vectors=vectors, kinds=["exact"], reduce_to=8)
+    assert len({at // 2 for at in found.kept_positions.tolist()}) == 8
+
+
 def test_equal_vectors_can_be_reduced() -> None:
     found = deduplicate([f"text {at}" for at in range(50)], vectors=np.ones((50, 4)), kinds=["exact"], reduce_to=7)
     check(found, np.ones((50, 50)), 7)
@@ -123,6 +129,7 @@ def test_equal_vectors_can_be_reduced() -> None:
 
 @pytest.mark.parametrize(("options", "said"), [
     ({"reduce_to": 0}, "at least 1"),
+    ({"reduce_to": 2.5}, "at least 1 document, not 2.5"),
     ({"reduce_to": 2, "against": ["a"], "against_vectors": np.ones((1, 3))}, "against"),
     ({"reduce_to": 2, "group_by": ["a"] * 5}, "group_by"),
 ])  # fmt: skip
@@ -151,3 +158,11 @@ def test_a_collection_is_reduced_as_a_list_is(tmp_path: Path) -> None:
     collection.delete(["row 5"])
     with pytest.raises(UsageError, match="changed"):
         collection.reduce(found, 10)
+    collection.add([Document("new", "text", vector=vectors[5])])  # as many rows as before
+    with pytest.raises(UsageError, match="changed"):
+        collection.reduce(found, 10)
+    with pytest.raises(UsageError, match="two corpora"):
+        collection.reduce(collection.leaks(collection), 10)
+    again = collection.reduce(collection.reduce(collection.duplicates(0.99), 20), 12)
+    assert again.reduced == min(row.score for row in again.dropped if row.kind == "reduced")
+    assert {row.kept_id for row in again.dropped} <= set(again.kept)
