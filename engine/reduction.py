@@ -9,6 +9,7 @@ import numpy as np
 
 from embell.engine.closeness import closeness, nearest
 from embell.engine.duplicates import Dropped, Duplicates
+from embell.engine.rules import decide
 from embell.engine.search_parts import Progress
 from embell.errors import UsageError
 from embell.indexers.exact import ExactIndex
@@ -22,6 +23,8 @@ _BLOCK = 1024
 """Rows that are compared with those kept so far, and then with each other."""
 _NEIGHBOURS, _SAMPLE = 10, 50_000
 """Neighbours that say how many rows one stands for, and rows that they are looked for among."""
+_PARTNERED, _ASKED, _MOST_PAIRS = 2.5, 2000, 20_000_000
+"""Pairs are listed down to the cosine that so many rows reach, for each that is to go; the rows that this is estimated from; the longest list."""
 _STEPS = 16
 _LOOKED_AT = 10
 """Rows that are looked at for each that is to stay besides."""
@@ -86,11 +89,18 @@ def _cover_of(rows: ExactIndex, count: int, progress: Progress | None) -> Array:
     low, high = -1.0, 1.0  # at -1 the first row covers all, at 1 there are too many
     kept = np.zeros(len(rows), bool)
     kept[0] = True
+    floor, pairs = _pairs(rows, count)
+    if pairs is not None:
+        found = _cover_by(pairs, len(rows), floor, count)
+        low, high, kept = (low, floor, kept) if found is None else (floor, high, found)
     for step in range(_STEPS):
         if progress is not None:
             progress("looking for a cosine", step / _STEPS)
         middle = (low + high) / 2
-        found = _cover(rows, middle, count)
+        if pairs is not None and middle >= floor:
+            found = _cover_by(pairs, len(rows), middle, count)
+        else:
+            found = _cover(rows, middle, count)
         if found is None:
             high = middle
             continue
@@ -98,6 +108,33 @@ def _cover_of(rows: ExactIndex, count: int, progress: Progress | None) -> Array:
         if kept.sum() >= (1 - _NEAR) * count:
             break
     return kept
+
+
+def _pairs(rows: ExactIndex, count: int) -> tuple[float, tuple[Array, Array, Array] | None]:
+    """A cosine, and all pairs of rows that reach it, `(earlier, later, scores)`; None where that would be too many.
+
+    Where few rows are to go, a cover at every higher cosine is known at once from this list. Without it, every row is compared with all that are kept, each time.
+    """
+    share = _PARTNERED * (len(rows) - count) / len(rows)
+    if share >= 1:
+        return 1.0, None
+    sample = np.random.default_rng(0).permutation(len(rows))[:_ASKED]
+    floor = float(np.quantile(rows.search(rows.vectors(sample), 2)[0][:, -1], 1 - share))
+    parts, held = [], 0
+    for later, earlier, scores, _ in rows.join(floor):
+        parts.append((earlier, later, scores))
+        held += len(scores)
+        if held > _MOST_PAIRS:
+            return floor, None
+    earlier, later, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return floor, (earlier, later, scores)
+
+
+def _cover_by(pairs: tuple[Array, Array, Array], rows: int, threshold: float, most: int) -> Array | None:
+    """`_cover`, from a list of pairs."""
+    first, second, scores = (part[pairs[2] >= threshold] for part in pairs)
+    kept: Array = decide("cover", np.arange(rows), first, second, scores).pair < 0
+    return None if kept.sum() > most else kept
 
 
 def _cover(rows: ExactIndex, threshold: float, most: int) -> Array | None:

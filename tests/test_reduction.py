@@ -74,6 +74,23 @@ def test_so_many_are_kept_and_each_dropped_text_names_the_nearest(seed: int, n: 
     assert {row.id: row for row in found.dropped if row.id in stayed} == stayed
 
 
+@pytest.mark.parametrize("most", [20_000_000, 3])
+@pytest.mark.parametrize("share", [2.5, 0.5, 0.01])
+def test_few_rows_that_go_are_found_from_a_list_of_pairs_as_without(
+    share: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = crowd(11, 300)
+    monkeypatch.setattr(reduction, "_PARTNERED", 1e9)
+    texts = [f"text {at}" for at in range(300)]
+    without = [deduplicate(texts, vectors=vectors, kinds=["exact"], reduce_to=count) for count in (299, 250, 200)]
+    monkeypatch.setattr(reduction, "_PARTNERED", share)
+    monkeypatch.setattr(reduction, "_MOST_PAIRS", most)
+    for count, other in zip((299, 250, 200), without, strict=True):
+        found = deduplicate(texts, vectors=vectors, kinds=["exact"], reduce_to=count)
+        check(found, cosines(vectors), count)
+        assert found.reduced == pytest.approx(other.reduced, abs=0.02)
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.floats(-0.2, 0.99), st.integers(1, 40), st.sampled_from([1, 3, 16]))
 @settings(max_examples=80, deadline=None)
 def test_a_cover_is_the_greedy_walk(seed: int, n: int, threshold: float, most: int, block: int) -> None:
