@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 def info(directory: str, as_json: bool) -> None:
     """Show what a collection holds and what it was made with."""
     from embell.engine.collection import Collection
+    from embell.engine.pair_list import PARTNERS
+    from embell.engine.saved_pairs import SavedPairs
 
     collection = Collection.open(directory)
     manifest, store = collection.manifest, collection.store
     encoder = manifest.encoder
+    listed = SavedPairs.told(Path(directory))
     size = sum(path.stat().st_size for path in Path(directory).rglob("*") if path.is_file())
     facts = {
         "path": directory,
@@ -38,6 +41,7 @@ def info(directory: str, as_json: bool) -> None:
         "recall": manifest.recall,
         "target": manifest.target,
         "tuned": manifest.tuned,
+        "duplicates": listed,
         "bytes": size,
         "table_version": store.version,
     }
@@ -76,6 +80,16 @@ def info(directory: str, as_json: bool) -> None:
         recall += f" (more than {tuned['low']:.3f} with 95 % certainty, measured on {tuned['of']}; {tuned['qps']:,.0f} queries/s)"
     lines.append(("index", f"{manifest.index}, recall@10 {recall}"))
     lines.append(("metadata", ", ".join(f"{name} {kind}" for name, kind in store.metadata_types.items()) or "none"))
+    if listed is not None:
+        at = ", ".join(f"{kind} {value:g}" for kind, value in listed["thresholds"].items() if kind != "exact")
+        capped = (
+            f"; {counted(listed['capped'], 'row')} with more than {PARTNERS:,} partners, not all listed"
+            if listed["capped"]
+            else ""
+        )
+        lines.append(
+            ("duplicates", f"{counted(listed['pairs'], 'pair')} of {listed['rows']:,} rows ({at or 'exact'} or more){capped}")
+        )
     lines.append(("size", f"{size / 1e6:,.1f} MB"))
     for name, value in lines:
         click.echo(f"{name:<11}{value}")

@@ -53,6 +53,17 @@ class SavedPairs:
             return None
         return cls(keys, [bytes(mark) for mark in marks], found)
 
+    @staticmethod
+    def told(directory: Path) -> dict[str, Any] | None:
+        """What there is beside a collection, without reading it all: `pairs`, `rows` compared, of which `capped`, and the `thresholds`; None if nothing."""
+        try:
+            found = pyarrow.parquet.read_metadata(directory / FOLDER / "pairs.parquet")
+            floors = orjson.loads(found.metadata[b"embell"])["floors"]
+            with np.load(directory / FOLDER / "rows.npz") as rows:
+                return {"pairs": found.num_rows, "rows": len(rows["keys"]), "capped": len(rows["capped"]), "thresholds": floors}
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, pa.ArrowException):
+            return None
+
     def write(self, directory: Path) -> None:
         """Write the list, in place of another."""
         part = directory / FOLDER / "new"

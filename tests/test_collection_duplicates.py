@@ -17,6 +17,7 @@ from embell.engine import collection_pairs, pair_search, search_parts
 from embell.engine.duplicates import Duplicates
 from embell.engine.lexical import lexical_pairs
 from embell.engine.normalise import normalise
+from embell.engine.saved_pairs import SavedPairs
 from embell.indexers import exact
 from tiny_models import tiny_encoder_directory
 
@@ -296,6 +297,7 @@ def test_of_rows_with_too_many_partners_no_two_are_kept(tmp_path: Path, keep: st
             found = collection.duplicates(threshold, keep=keep)
             kept_are_apart(found, docs[:end], threshold)
     assert collection.duplicates(0.8, keep=keep).capped > 20
+    assert (SavedPairs.told(tmp_path / "c") or {})["capped"] > 20
     collection.delete(["d1", "d5"])
     left = [doc for doc in docs if doc.id not in ("d1", "d5")]
     kept_are_apart(collection.duplicates(0.8, keep=keep), left, 0.8)

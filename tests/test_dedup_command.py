@@ -165,7 +165,9 @@ def test_a_list_of_pairs_is_decided_on_again(inside: Run, source: Path, tmp_path
     where = tmp_path / "rows.embell"
     inside("index", source, "--to", where)
     first = inside("dedup", where, "--threshold", "0.5", "--json").lines[0]
-    (where / "duplicates" / "pairs.parquet").stat()
+    told = inside("info", where, "--json").lines[0]["duplicates"]
+    assert told == {"pairs": first["pairs"] - first["exact"], "rows": 6, "capped": 0, "thresholds": first["thresholds"]}
+    assert f"{told['pairs']} pairs of 6 rows (semantic 0.5 or more)" in inside("info", where).out
     again = inside("dedup", where, "--threshold", "0.95", "--keep", "longest", "--json", "--output", tmp_path / "kept.jsonl")
     assert again.err == ""
     assert again.lines[0]["kept"] == 3
