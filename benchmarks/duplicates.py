@@ -517,8 +517,8 @@ def million(data: Path, work: Path, rows: int) -> None:
 
 def check(folder: Path, texts: Sequence[str], given: Array, places: Array) -> None:
     """Some rows against brute force, and what became of the planted ones."""
-    from embell.engine.lexical import LexicalSets
     from embell.engine.pair_list import KINDS
+    from embell.engine.shingles import LexicalSets
     from embell.indexers.codes import renormalise
 
     thresholds = orjson.loads((folder / "thresholds.json").read_bytes())

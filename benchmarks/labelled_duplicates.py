@@ -23,9 +23,9 @@ import numpy as np
 from duplicate_sets import PRIMARY, LabelledCorpus, LabelledPairs, LabelledSet, load
 
 from embell.engine import Encoder
-from embell.engine.lexical import LexicalSets
 from embell.engine.normalise import normalise, text_mark
 from embell.engine.pair_list import OVERLAP, THRESHOLDS
+from embell.engine.shingles import LexicalSets
 
 Array = np.ndarray[Any, Any]
 

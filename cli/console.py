@@ -101,7 +101,7 @@ def hit_record(hit: Hit) -> dict[str, Any]:
     return record
 
 
-def print_hits(hits: list[Any], offset: int = 0) -> None:
+def print_hits(hits: list[Hit], offset: int = 0) -> None:
     """Hits as a table that fits the terminal: rank, score, and the id above two lines of text."""
     from rich.console import Console
     from rich.table import Table

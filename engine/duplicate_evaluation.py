@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embell.engine.evaluation import read_pairs
-from embell.engine.lexical import LexicalSets
 from embell.engine.normalise import normalise
 from embell.engine.pair_list import OVERLAP, THRESHOLDS
 from embell.engine.pair_search import SHINGLES
+from embell.engine.shingles import LexicalSets
 from embell.engine.threshold_choice import Scores, best_threshold, measured
 from embell.errors import CorpusError
 

@@ -14,7 +14,7 @@ from embell.indexers.faiss_index import load_faiss
 
 Array = np.ndarray[Any, Any]
 
-NEIGHBOURS = 50
+_NEIGHBOURS = 50
 """Neighbours that say whether a document stands apart."""
 _ROUNDS, _STARTS = 25, 10
 _TOGETHER = 4096
@@ -22,12 +22,10 @@ _LOOKED_AT = 256
 """Rows to a cluster that its centre is found from."""
 
 
-def outliers(
-    index: ExactIndex, count: int, neighbours: int = NEIGHBOURS, progress: Progress | None = None
-) -> tuple[Array, Array]:
-    """The `count` rows that resemble their `neighbours` nearest least: `(positions, closeness)`, the furthest first."""
-    _check(count, neighbours)
-    found = closeness(index, neighbours, progress=progress)
+def outliers(index: ExactIndex, count: int, progress: Progress | None = None) -> tuple[Array, Array]:
+    """The `count` rows that resemble their nearest neighbours least: `(positions, closeness)`, the furthest first."""
+    _check(count)
+    found = closeness(index, _NEIGHBOURS, progress=progress)
     order = np.argsort(found, kind="stable")[:count]
     return order, found[order]
 
@@ -75,13 +73,14 @@ def _medoids(index: ExactIndex, different: Array, count: int) -> Array:
     reach = 8
     while (left := np.flatnonzero(positions < 0)).size:
         _, keys = index.search(means.centroids[left], min(reach, len(index)), different)
-        for centre, row in zip(left.tolist(), np.searchsorted(index.keys, keys).tolist(), strict=True):
-            positions[centre] = next((at for at in row if at not in taken), -1)
+        near = np.where(keys >= 0, np.searchsorted(index.keys, keys), -1)
+        for centre, row in zip(left.tolist(), near.tolist(), strict=True):
+            positions[centre] = next((at for at in row if at not in taken and at >= 0), -1)
             taken.add(int(positions[centre]))
         reach *= 4
     return positions
 
 
-def _check(*numbers: int) -> None:
-    if min(numbers) < 1:
-        raise UsageError(f"at least 1 is needed, not {min(numbers)}")
+def _check(count: int) -> None:
+    if count < 1:
+        raise UsageError(f"ask for at least 1 document, not {count}")

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from embell.engine.lexical import LexicalSets, Pairs, Shingles, contained_pairs, every_pair_of, lexical_pairs
+from embell.engine.lexical import Pairs, contained_pairs, every_pair_of, lexical_pairs
 from embell.engine.pair_list import KINDS, OVERLAP, PAIR, PARTNERS, PairList, check_thresholds, in_order, reach
 from embell.engine.rules import decide
 from embell.engine.search_parts import Part, Progress, Unfinished
+from embell.engine.shingles import LexicalSets, Shingles
 from embell.errors import UsageError
 from embell.indexers.exact import FEW, QUERIES, ExactIndex
 
@@ -95,6 +96,27 @@ def _search(
             found.append(paired(kind, part.later, part.earlier, part.scores))
             capped.append(part.capped)
     pairs = PairList(len(marks), original, np.concatenate(found), floors, np.unique(np.concatenate(capped)), split)
+
+    def met(doubtful: Array, allowed: Array) -> Iterator[Array]:
+        """Pairs of these capped rows with rows before them that are allowed."""
+        for kind in ("lexical", "contained"):
+            if kind in floors and len(doubtful):
+                rows = np.union1d(np.flatnonzero(allowed), doubtful)
+                between = None if split is None else int(np.searchsorted(rows, split))
+                some = sets().of_texts(np.searchsorted(unique, rows))
+                for part in every_pair_of(some, np.isin(rows, doubtful), kind, floors[kind], between):
+                    yield paired(kind, rows[part.later], rows[part.earlier], part.scores)
+        if "semantic" in floors and index is not None:
+            for group in [None] if groups is None else np.unique(groups[doubtful]).tolist():
+                asking = doubtful if groups is None else doubtful[groups[doubtful] == group]
+                among = allowed if groups is None else allowed & (groups == group)
+                # Of those that are near, the few that come first may not share words.
+                most = None if OVERLAP in floors else PARTNERS
+                vectors = index.vectors(asking)
+                for asked, near, scores, _ in index.partners(vectors, reach(floors["semantic"]), allowed=among, most=most):
+                    before = near < asking[asked]
+                    yield paired("semantic", asking[asked[before]], near[before], scores[before])
+
     while len(pairs.capped):
         # Capped rows that nothing listed drops are compared with all kept rows before them, until that changes nothing.
         rank = np.arange(pairs.rows)
@@ -103,26 +125,7 @@ def _search(
         doubtful = pairs.capped[kept[pairs.capped] & (pairs.capped >= begin)]
         allowed = kept & (original == rank)
         allowed[len(rank) if split is None else split :] = False
-        more = [listed]
-        for kind in ("lexical", "contained"):
-            if kind in floors and len(doubtful):
-                rows = np.union1d(np.flatnonzero(allowed), doubtful)
-                between = None if split is None else int(np.searchsorted(rows, split))
-                chosen = np.isin(rows, doubtful)
-                for some in every_pair_of(sets().of_texts(np.searchsorted(unique, rows)), chosen, kind, floors[kind], between):
-                    more.append(_first_few(paired(kind, rows[some.later], rows[some.earlier], some.scores)))
-        if "semantic" in floors and index is not None:
-            for group in [None] if groups is None else np.unique(groups[doubtful]).tolist():
-                asking = doubtful if groups is None else doubtful[groups[doubtful] == group]
-                among = allowed if groups is None else allowed & (groups == group)
-                # Of those that are near, the few that come first may not share words.
-                most = None if OVERLAP in floors else PARTNERS
-                for asked, near, scores, _ in index.partners(
-                    index.vectors(asking), reach(floors["semantic"]), allowed=among, most=most
-                ):
-                    before = near < asking[asked]
-                    more.append(_first_few(paired("semantic", asking[asked[before]], near[before], scores[before])))
-        every = in_order(np.concatenate(more))
+        every = in_order(np.concatenate([listed, *(_first_few(more) for more in met(doubtful, allowed))]))
         twice = np.zeros(len(every), bool)
         twice[1:] = (np.diff(every["second"]) == 0) & (np.diff(every["first"]) == 0) & (np.diff(every["kind"]) == 0)
         pairs = replace(pairs, pairs=every[~twice])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from conftest import Ran
-from embell.engine.lexical import LexicalSets
+from embell.engine.shingles import LexicalSets
 from forked import Started
 
 Run = Callable[..., Ran]

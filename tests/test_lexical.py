@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 
 from embell.engine.lexical import (
     Banding,
-    LexicalSets,
     Pairs,
-    Shingles,
     banding,
     contained_pairs,
     every_pair_of,
     lexical_pairs,
 )
+from embell.engine.shingles import LexicalSets, Shingles
 from embell.errors import UsageError
 
 FOX, FOX_SIGNED = 3995627566366449938, [1976056402, 40462916, 2654106262]
@@ -120,7 +119,7 @@ def test_every_pair_of_some_texts(texts: list[str], threshold: float, split: int
 def test_containment_is_exact_when_candidates_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     # Many rows are looked at first, few of them have too many partners, and parts are small.
     monkeypatch.setattr("embell.engine.lexical._CODES", 300)
-    monkeypatch.setattr("embell.engine.lexical._ELEMENTS", 100)
+    monkeypatch.setattr("embell.engine.shingles._ELEMENTS", 100)
     rng = np.random.default_rng(3)
     texts = [" ".join(f"w{word}" for word in rng.zipf(1.5, rng.integers(1, 12))) for _ in range(400)]
     sets = [words if len(words := set(text.split())) >= 3 else set() for text in texts]
@@ -159,8 +158,8 @@ def test_sets_do_not_depend_on_what_is_built_together(monkeypatch: pytest.Monkey
     for kind in ("words", "characters"):
         whole = LexicalSets.of(texts, Shingles(kind, 2))
         with monkeypatch.context() as patched:
-            patched.setattr("embell.engine.lexical._HASHED", 50)
-            patched.setattr("embell.engine.lexical._REMEMBERED", 10)
+            patched.setattr("embell.engine.shingles._HASHED", 50)
+            patched.setattr("embell.engine.shingles._REMEMBERED", 10)
             parts = LexicalSets.of(iter(texts), Shingles(kind, 2))
         assert (whole.starts == parts.starts).all()
         assert (whole.hashes == parts.hashes).all()
@@ -171,7 +170,7 @@ def test_sets_do_not_depend_on_what_is_built_together(monkeypatch: pytest.Monkey
 def test_signatures_are_the_same_in_every_process() -> None:
     sets = LexicalSets.of(["the quick brown fox", "素早い茶色の狐", "", "x"])
     program = (
-        "from embell.engine.lexical import LexicalSets\n"
+        "from embell.engine.shingles import LexicalSets\n"
         "sets = LexicalSets.of(['the quick brown fox', '素早い茶色の狐', '', 'x'])\n"
         "print(sets.hashes.tolist(), sets.signatures(16).tolist())"
     )
@@ -329,7 +328,7 @@ def test_parts_cover_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
             whole = gathered(find(sets, 0.6, first_of_second=split))
             with monkeypatch.context() as patched:
                 patched.setattr("embell.engine.lexical._CODES", 2000)
-                patched.setattr("embell.engine.lexical._ELEMENTS", 1000)
+                patched.setattr("embell.engine.shingles._ELEMENTS", 1000)
                 patched.setattr("embell.engine.lexical._SIGNED", 7)
                 parts = list(find(sets, 0.6, first_of_second=split))
             assert len(parts) > 2
