@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 _INTERNAL = ("key", "id", "document", "start", "end", "text", "text_hash", "metadata_hash", "vector")
+_CHANGED = 1000
+"""Rows with newer metadata than the index's copy of them, beyond which the copy is not read any more until the index is built anew."""
 _REBUILD_SHARE = 0.1
 """The index is rebuilt when this share of the rows is not in it any more or not yet; until then those are searched exactly."""
 
@@ -409,7 +411,7 @@ class Collection:
 
     def _hits(self, index: ExactIndex, positions: Array, scores: Array) -> list[Hit]:
         keys = index.keys[positions].tolist()
-        rows = self._store.rows(sorted(keys))
+        rows = self._look().documents_of(sorted(keys))
         return [
             _hit(rows[key], score, self._manifest.chunk is not None)
             for key, score in zip(keys, scores.tolist(), strict=True)
@@ -420,6 +422,14 @@ class Collection:
         """Record what has been committed to the table; called by the writer that holds the lock."""
         self._manifest = replace(self._manifest, next_key=next_key)
         self._write_manifest()
+
+    def note_changed(self, keys: Sequence[int]) -> None:
+        """Record that the index's copy of these rows is about to be out of date; called by the writer that holds the lock."""
+        changed = self._manifest.changed
+        if changed is not None:
+            changed = sorted({*changed, *keys})
+            self._manifest = replace(self._manifest, changed=changed if len(changed) <= _CHANGED else None)
+            self._write_manifest()
 
     def _write_manifest(self) -> None:
         self._manifest = replace(self._manifest, rows=self._store.count, table_version=self._store.version)
@@ -434,7 +444,8 @@ class Collection:
         # The manifest first: the table is then at least as new as the index that the manifest names.
         manifest = Manifest.read(self.path)
         version = self._store.refresh()
-        if self._snapshot is None or self._snapshot.version != version or manifest.generation != self._manifest.generation:
+        known = (self._manifest.generation, self._manifest.changed)
+        if self._snapshot is None or self._snapshot.version != version or (manifest.generation, manifest.changed) != known:
             self._manifest = manifest
             self._snapshot = Snapshot.take(self.path, self._manifest, self._store)
         return self._snapshot
@@ -470,16 +481,17 @@ class Collection:
         grouped = chunked and not chunks
         wanted = k + offset
         reach = wanted + (without is not None)
+        allowed = snapshot.alive if where is None else snapshot.fitting(where)
         if grouped:
             reach *= 4  # several chunks of one document come together
         while True:
-            scores, keys, rows = self._nearest(snapshot, queries, min(reach, max(1, len(snapshot.keys))), where)
+            scores, keys = snapshot.search(queries, min(reach, max(1, len(snapshot.keys))), allowed)
             if min_score is not None:
                 keys[scores < min_score] = -1
             name = "document" if chunked else "id"
             exhausted = (keys[:, -1] < 0) | (keys.shape[1] < reach)
             if grouped or without is not None:
-                ids = self._store.rows(sorted(set(keys[keys >= 0].tolist())), ["key", name])
+                ids = snapshot.documents_of(sorted(set(keys[keys >= 0].tolist())), [name])
                 picks = [
                     _first_of_each([(int(key), ids[int(key)][name]) for key in row if int(key) in ids], grouped, without)
                     for row in keys
@@ -492,7 +504,7 @@ class Collection:
                 picks = [[int(key) for key in row if key >= 0] for row in keys]
             break
         picks = [pick[offset:wanted] for pick in picks]
-        rows = self._store.rows(sorted({key for pick in picks for key in pick})) if rows is None else rows
+        rows = snapshot.documents_of(sorted({key for pick in picks for key in pick}))
         answers = []
         for pick, row_keys, row_scores in zip(picks, keys, scores, strict=True):
             score_of = dict(zip(row_keys.tolist(), row_scores.tolist(), strict=True))
@@ -500,39 +512,7 @@ class Collection:
             answers.append([_hit(rows[key], score_of[key], chunked) for key in pick if key in rows])
         return answers
 
-    def _nearest(
-        self, snapshot: Snapshot, queries: Array, k: int, where: str | None
-    ) -> tuple[Array, Array, dict[int, dict[str, Any]] | None]:
-        """The best `k` rows of each query that match: `(scores, keys, rows)`, key -1 where there are fewer.
 
-        Where most rows match, the condition is asked about the nearest rows only, which gives the rows themselves too; where few do,
-        they alone are searched.
-        """
-        if where is None or where in snapshot.matching:
-            return *snapshot.search(queries, k, snapshot.alive if where is None else snapshot.matching[where]), None
-        matching = self._store.matching(where)
-        if matching == 0:
-            return np.full((len(queries), k), -np.inf), np.full((len(queries), k), -1, np.int64), None
-        wanted = int(_SPARE * k * len(snapshot.keys) / matching) + _SPARE
-        if wanted * len(queries) <= _ASKED:
-            # exact: k are to be left
-            scores, keys = snapshot.rows.search(queries, min(wanted, len(snapshot.keys)), snapshot.alive)
-            rows = self._store.matching_among(where, np.unique(keys[keys >= 0]).tolist())
-            fits = np.isin(keys, list(rows)) & (keys >= 0)
-            if (fits.sum(axis=1) >= min(k, matching)).all():
-                order = np.argsort(~fits, axis=1, kind="stable")[:, :k]
-                there = np.take_along_axis(fits, order, axis=1)
-                return (
-                    np.where(there, np.take_along_axis(scores, order, axis=1), -np.inf),
-                    np.where(there, np.take_along_axis(keys, order, axis=1), -1),
-                    rows,
-                )
-        return *snapshot.search(queries, k, snapshot.remember(where, self._store.keys(where))), None
-
-
-_SPARE = 2
-_ASKED = 400
-"""Nearest rows that a condition is asked about, for all queries of a call together."""
 _OURS = ("writer.lock", f"{TABLE}.lance", "index", "duplicates", f"{FILE}.part")
 
 

@@ -213,7 +213,7 @@ class _Writer:
         self.committed = time.monotonic()
 
     def _update_metadata(self) -> None:
-        """Write new metadata to rows whose text is as before; keys and vectors stay."""
+        """Write new metadata to rows whose text is as before; keys and vectors stay, the index's copy of the documents does not."""
         changed, self.changed = self.changed, {}
         if not changed:
             return
@@ -237,6 +237,7 @@ class _Writer:
                     row.get("end", 0),
                 )
             )
+        self.collection.note_changed([row.key for row in rows])
         self.store.upsert(rows, self.types)
 
 

@@ -26,7 +26,8 @@ class Manifest:
     was never used. `recall` is the measured recall@10 of the index, 1.0 where search is exact
     (also while a FAISS index has too few rows to be trained on), None if it was not measured. `approximate` says whether the
     current generation holds an index other than the exact one, `target` is the recall@10 that was asked for, and `tuned`
-    what was chosen and certified for it (`engine/tuning.py`).
+    what was chosen and certified for it (`engine/tuning.py`). `changed` names the keys whose metadata is newer than the index's copy of
+    the documents, None if there is no such copy, or too much of it is old.
     """
 
     encoder: EncoderSpec | None
@@ -42,6 +43,7 @@ class Manifest:
     approximate: bool = False
     target: float | None = None
     tuned: dict[str, Any] | None = None
+    changed: list[int] | None = None
 
     def write(self, directory: Path) -> None:
         """Put the manifest in place by one rename, after its bytes have reached the disk."""
@@ -76,6 +78,7 @@ class Manifest:
         check_keys(values, names, str(path))
         if "approximate" not in values:  # written before FAISS indices held turned rows: theirs are left alone, search is exact
             values.update(approximate=False, recall=1.0, target=None, tuned=None)
+        values.setdefault("changed", None)  # as written before there were copies
         if missing := [name for name in names if name not in values]:
             raise CollectionError(f"{path}: damaged, {missing[0]} is missing")
         encoder = values.pop("encoder")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import orjson
 
 from embell.engine.manifest import Manifest
 from embell.errors import EmbellWarning, MissingExtraError, UsageError
+from embell.indexers.documents_file import DocumentsFile
 from embell.indexers.exact import ExactIndex
 from embell.indexers.store import Store
 
@@ -43,6 +45,8 @@ class Snapshot:
     `rows` holds the generation's rows and then the newer ones; `covered` says how many are the generation's.
     `alive` is None if every position is, else a bool array. `candidates` is the approximate index over the
     generation's rows, None for exact search; it is asked with `settings` for candidates `depth` times as many as rows are wanted.
+    `documents` is the generation's copy of its rows, None if the table itself must be asked; rows whose keys are `changed` are not
+    what it says any more.
     """
 
     version: int
@@ -53,6 +57,11 @@ class Snapshot:
     candidates: FaissIndex | None
     settings: dict[str, int] | None
     depth: int
+    store: Store
+    documents: DocumentsFile | None
+    changed: list[int]
+    newer: list[DocumentsFile] = field(default_factory=list)
+    """The rows that `documents` does not know as they are, once a condition was asked for; one, or none yet."""
     matching: dict[str, Array] = field(default_factory=dict)
     """By condition, the positions that a search may return: of the last conditions that were asked for."""
 
@@ -61,7 +70,7 @@ class Snapshot:
         """Read the collection as the table has it now."""
         version = store.version
         rows = ExactIndex(manifest.dim)
-        candidates = None
+        candidates = documents = None
         generation = directory / INDEX / str(manifest.generation)
         covered = 0
         if manifest.generation:
@@ -81,6 +90,13 @@ class Snapshot:
                         raise ValueError("another number of rows")
                 except unread:
                     candidates, lost = None, "is damaged: searching exactly, which may be slower"
+            if covered and manifest.changed is not None:
+                try:
+                    documents = DocumentsFile.load(generation, store.readable)
+                    if not np.array_equal(documents.keys, rows.keys):
+                        raise ValueError("other rows")
+                except unread:
+                    documents, lost = None, "has no documents, or damaged ones: reading the table instead, which is slower"
             # A writer may just have replaced the generation that was to be read: nothing is wrong then.
             if lost and Manifest.read(directory).generation == manifest.generation:
                 warnings.warn(
@@ -97,24 +113,66 @@ class Snapshot:
         if len(keys) != store.count:
             alive = np.isin(keys, store.keys(), assume_unique=True)
         settings, depth = (tuned["settings"], tuned["depth"]) if (tuned := manifest.tuned) else (None, 4)
-        return cls(version, rows, keys, covered, alive, candidates, settings, depth)
+        changed = manifest.changed or []
+        return cls(version, rows, keys, covered, alive, candidates, settings, depth, store, documents, changed)
 
     @property
     def outside(self) -> int:
         """Rows that the index does not cover, and rows of the index that are gone."""
         return len(self.keys) - self.covered + (0 if self.alive is None else int((~self.alive).sum()))
 
-    def remember(self, where: str, keys: Array) -> Array:
-        """Positions of the rows with these keys, those that match a condition: bool, kept for the next search with it."""
+    def fitting(self, where: str) -> Array:
+        """The positions of rows that fit a condition, bool; kept for the next search with it.
+
+        Raises UsageError if the condition is not valid for the columns.
+        """
+        if where in self.matching:
+            return self.matching[where]
+        self.store.check_condition(where)
         found = np.zeros(len(self.keys), bool)
-        at = np.searchsorted(self.keys, keys)
-        at = at[at < len(found)]
-        found[at[self.keys[at] == keys[: len(at)]]] = True
+        if not self._fitting_copies(where, found):
+            found[self._places(self.store.keys(where))] = True
         if not _CHANGING.search(where):
             while len(self.matching) >= _CONDITIONS:
                 self.matching.pop(next(iter(self.matching)), None)
             self.matching[where] = found
         return found
+
+    def _fitting_copies(self, where: str, found: Array) -> bool:
+        """Mark the rows that fit by what the copies say; False if they cannot tell."""
+        if self.documents is None or (fits := self.documents.matches(where)) is None:
+            return False
+        newer = None
+        if self.changed or self.covered < len(self.keys):
+            if not self.newer:
+                self.newer.append(DocumentsFile(list(self.store.batches(int(self.keys[self.covered - 1]), self.changed))))
+            newer = self.newer[0].matches(where)
+            if newer is None:
+                return False
+        found[: self.covered] = fits
+        if newer is not None:
+            found[self._places(np.array(self.changed, np.int64))] = False
+            found[self._places(self.newer[0].keys[newer])] = True
+        if self.alive is not None:
+            found &= self.alive
+        return True
+
+    def _places(self, keys: Array) -> Array:
+        """The positions of those of these keys, ascending, that are there."""
+        at = np.searchsorted(self.keys, keys)
+        at = at[at < len(self.keys)]
+        there: Array = at[self.keys[at] == keys[: len(at)]]
+        return there
+
+    def documents_of(self, keys: Sequence[int], columns: Sequence[str] | None = None) -> dict[int, dict[str, Any]]:
+        """Rows by key, without the vector, with all columns or with these; keys that are gone may be missing from the answer."""
+        if self.documents is None:
+            return self.store.rows(keys, columns)
+        wanted = np.asarray(keys, np.int64)
+        at = np.searchsorted(self.keys, wanted)
+        copied = (at < self.covered) & ~np.isin(wanted, self.changed)
+        found = dict(zip(wanted[copied].tolist(), self.documents.rows(at[copied], columns), strict=True))
+        return found if copied.all() else found | self.store.rows(wanted[~copied].tolist(), columns)
 
     def search(self, queries: Array, k: int, allowed: Array | None) -> tuple[Array, Array]:
         """The best `k` rows of each query with exact scores: `(scores, keys)`, key -1 where there are fewer.
@@ -182,6 +240,7 @@ def build_generation(directory: Path, manifest: Manifest, store: Store, queries:
     else:
         np.save(part / "vectors.npy", matrix)
     ExactIndex.write_beside(part, keys, matrix)
+    DocumentsFile.write(part, store.readable, store.batches())
     tuned, approximate = None, False
     kind = manifest.index
     if kind == "auto" and manifest.target is not None and len(keys) >= AUTO_ROWS:
@@ -224,5 +283,5 @@ def build_generation(directory: Path, manifest: Manifest, store: Store, queries:
     recall = (tuned.recall if tuned is not None else None) if approximate else 1.0
     return replace(
         manifest, generation=number, approximate=approximate, recall=recall,
-        tuned=asdict(tuned) if tuned is not None and approximate else None,
+        tuned=asdict(tuned) if tuned is not None and approximate else None, changed=[],
     )  # fmt: skip

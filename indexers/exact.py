@@ -368,23 +368,25 @@ class ExactIndex:
             end = len(segment.rows) if until is None else min(len(segment.rows), until - start)
             if end <= 0:
                 return
-            excluded = np.zeros(0, np.int64)
-            chosen = None
+            loose = np.zeros(0, np.int64)
+            chosen = barred = None
             if allowed is not None:
                 mask = allowed[start : start + end]
                 count = int(mask.sum())
                 if count <= _GATHERED_SHARE * end or len(queries) >= _GATHERED_QUERIES:
                     chosen, end = np.flatnonzero(mask), count
                 else:
-                    excluded = np.flatnonzero(~mask)
+                    barred = torch.from_numpy(~mask)
             codes, coded = segment.codes if self._int8 else None, None
             if codes is not None:
                 coded = codes.query(queries)
-                excluded = np.union1d(excluded, codes.loose) if len(codes.loose) else excluded
+                loose = codes.loose
             for begin in range(0, end, size):
                 some: Any = slice(begin, min(begin + size, end)) if chosen is None else chosen[begin : begin + size]
                 if coded is not None and codes is not None:
-                    right = codes.codes[some].T
+                    # Not codes[some]: that copies byte by byte.
+                    coded_rows = codes.codes[some] if chosen is None else codes.codes.index_select(0, torch.from_numpy(some))
+                    right = coded_rows.T
                     products = room[: len(queries) * right.shape[1]].view(len(queries), -1)
                     torch._int_mm(coded.codes, right, out=products)
                     numbers = products, coded.scale, coded.offset, coded.error
@@ -393,11 +395,13 @@ class ExactIndex:
                     products = torch.mm(left, right, out=room[: len(queries) * right.shape[1]].view(len(queries), -1))
                     none = np.zeros(len(queries))
                     numbers = products, none + 1, none, none + _float_error(self.dim)
-                if len(excluded) and chosen is None:
-                    out = excluded[np.searchsorted(excluded, begin) : np.searchsorted(excluded, begin + products.shape[1])]
+                if barred is not None:
+                    products.masked_fill_(barred[begin : begin + size], int(_LOWEST))
+                if len(loose) and chosen is None:
+                    out = loose[np.searchsorted(loose, begin) : np.searchsorted(loose, begin + products.shape[1])]
                     products[:, torch.from_numpy(out - begin)] = int(_LOWEST)
-                elif len(excluded):
-                    products[:, torch.from_numpy(np.isin(some, excluded))] = int(_LOWEST)
+                elif len(loose):
+                    products[:, torch.from_numpy(np.isin(some, loose))] = int(_LOWEST)
                 yield _Block(start + begin, None, *numbers) if chosen is None else _Block(start, some, *numbers)
             start += len(segment.rows)
 

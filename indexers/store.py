@@ -170,36 +170,19 @@ class Store:
         """The largest key in the table, -1 if it is empty."""
         return max((int(batch.column("key").to_numpy().max()) for batch in self._batches(["key"]) if len(batch)), default=-1)
 
-    def keys(self, where: str | None = None, above: int = -1) -> np.ndarray[Any, Any]:
+    def keys(self, where: str | None = None) -> np.ndarray[Any, Any]:
         """Keys of the rows that match, ascending.
 
         Raises UsageError if the expression is not valid for these columns.
         """
         if where is not None:
-            _check_filter(where)
-        conditions = ([f"({where})"] if where is not None else []) + ([f"key > {above}"] if above >= 0 else [])
+            self.check_condition(where)
         try:
-            parts = [batch.column("key").to_numpy() for batch in self._batches(["key"], " AND ".join(conditions))]
+            condition = f"({where})" if where is not None else ""
+            parts = [batch.column("key").to_numpy() for batch in self._batches(["key"], condition)]
         except UsageError as error:
             raise self._refused(str(where), error) from error
         return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
-
-    def matching(self, where: str) -> int:
-        """How many rows match.
-
-        Raises UsageError if the expression is not valid for these columns.
-        """
-        _check_filter(where)
-        try:
-            return int(self._table.count_rows(f"({where})"))
-        except (ValueError, RuntimeError, OSError) as error:
-            raise self._refused(where, error) from error
-
-    def matching_among(self, where: str, keys: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """Of a few keys, the rows that match, without the vector."""
-        some = ",".join(map(str, keys))
-        batches = self._batches(self._readable(), f"({where}) AND key IN ({some})")
-        return {row["key"]: row for batch in batches for row in batch.to_pylist()}
 
     def index_columns(self) -> None:
         """Build scalar indices on the key and on all plain metadata columns anew: conditions on them then read no rows."""
@@ -215,9 +198,19 @@ class Store:
             column = batch.column("vector")
             yield batch.column("key").to_numpy(), column.flatten().to_numpy().reshape(len(batch), -1)
 
+    @property
+    def readable(self) -> pa.Schema:
+        """The columns that are not inner ones, and the key."""
+        return pa.schema([f for f in self._table.schema if f.name not in ("vector", "text_hash", "metadata_hash")])
+
+    def batches(self, above: int = -1, among: Sequence[int] = ()) -> Iterator[pa.RecordBatch]:
+        """Rows with the columns of `readable`: those above one key, and `among` some others."""
+        also = f" OR key IN ({','.join(map(str, among))})" if among else ""
+        return self._batches(self.readable.names, f"key > {above}{also}" if above >= 0 else "")
+
     def rows(self, keys: Sequence[int], columns: Sequence[str] | None = None) -> dict[int, dict[str, Any]]:
         """Rows by key, without the vector unless it is named; keys that are gone are missing from the answer."""
-        wanted = ["key", *(c for c in columns if c != "key")] if columns is not None else self._readable()
+        wanted = ["key", *(c for c in columns if c != "key")] if columns is not None else self.readable.names
         found: dict[int, dict[str, Any]] = {}
         for begin in range(0, len(keys), _LOOKUP):
             some = ",".join(str(int(key)) for key in keys[begin : begin + _LOOKUP])
@@ -225,9 +218,6 @@ class Store:
                 for row in batch.to_pylist():
                     found[row["key"]] = row
         return found
-
-    def _readable(self) -> list[str]:
-        return [f.name for f in self._table.schema if f.name != "vector"]
 
     def rows_of(self, ids: Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
         """Rows of these document ids; a document in chunks has several."""
@@ -279,7 +269,7 @@ class Store:
         """
         before = self.count
         try:
-            _check_filter(where)
+            self.check_condition(where)
             self._table.delete(f"({where})")
         except UsageError:
             raise
@@ -291,6 +281,21 @@ class Store:
         """Delete rows by key."""
         for begin in range(0, len(keys), _LOOKUP):
             self._table.delete(f"key IN ({','.join(str(int(key)) for key in keys[begin : begin + _LOOKUP])})")
+
+    @staticmethod
+    def check_condition(where: str) -> None:
+        """Refuse an empty condition, and one on the table's inner columns: a field of such a name is stored under another.
+
+        Raises UsageError.
+        """
+        if not where.strip():
+            raise UsageError("--where is empty; give a condition on the metadata columns")
+        words = re.findall(r"\w+", re.sub(r"'[^']*'", "", where))
+        for inner in ("key", "text_hash", "metadata_hash", "vector"):
+            if inner in words:
+                raise UsageError(
+                    f"--where {where!r}: {inner} is an inner column; a metadata field of that name is called {inner}_"
+                )
 
     def _refused(self, where: str, error: Exception) -> UsageError:
         said = str(error) if isinstance(error, UsageError) else _filter_error(error)
@@ -342,16 +347,6 @@ def _connect(directory: Path) -> Any:
     import lancedb
 
     return lancedb.connect(directory)
-
-
-def _check_filter(where: str) -> None:
-    """Refuse an empty condition, and one on the table's inner columns: a field of such a name is stored under another."""
-    if not where.strip():
-        raise UsageError("--where is empty; give a condition on the metadata columns")
-    words = re.findall(r"\w+", re.sub(r"'[^']*'", "", where))
-    for inner in ("key", "text_hash", "metadata_hash", "vector"):
-        if inner in words:
-            raise UsageError(f"--where {where!r}: {inner} is an inner column; a metadata field of that name is called {inner}_")
 
 
 def _identifier(name: str) -> str:

@@ -205,7 +205,7 @@ def test_fewer_rows_than_are_asked_for_can_be_tuned(rows: int) -> None:
     assert found.recall == 1
 
 
-@pytest.mark.parametrize("file", ["vectors.npy", "keys.npy", "codes.npy", "codes_of_rows.npz"])
+@pytest.mark.parametrize("file", ["vectors.npy", "keys.npy", "codes.npy", "codes_of_rows.npz", "documents.arrow"])
 def test_damaged_files_cost_time_and_nothing_else(collection: Collection, file: str) -> None:
     _, queries = rows_and_queries(3, 4000, 60)
     right = collection.search(queries)
