@@ -36,7 +36,7 @@ _MERGED = 8
 """Candidates of a query after which the k-th best so far is looked for anew, on the average."""
 _GATHERED_SHARE, _GATHERED_QUERIES = 0.1, 32
 """Rows that a filter lets through are copied together where they are at most this share, or there are this many queries at least."""
-_SCORED = 512
+_SCORED = 256
 """Pairs that are scored at a time: they stay in the cache, and few steps of Python are left for the cores to wait for each other in."""
 _SHARED = 1024
 """Pairs from which on every core scores a share of them."""
@@ -284,10 +284,16 @@ class ExactIndex:
         cores = torch.get_num_threads()
         if cores == 1 or len(asked) < _SHARED:
             return self._decide(queries, k, asked, positions)
-        ends = np.searchsorted(asked, np.linspace(0, len(queries), cores + 1).astype(np.int64))
-        shares = [slice(*ends[core : core + 2]) for core in range(cores)]
-        found = each_on_a_core(lambda share: self._decide(queries, k, asked[share], positions[share]), shares)
-        best, scores, chosen = (np.concatenate(part) for part in zip(*(answer for _, answer in found), strict=True))
+        cuts = np.linspace(0, len(queries), cores + 1).astype(np.int64)
+        ends = np.searchsorted(asked, cuts)
+
+        def share(core: int) -> tuple[Array, Array, Array]:
+            first, pairs = cuts[core], slice(*ends[core : core + 2])
+            best, scores, chosen = self._decide(queries[first : cuts[core + 1]], k, asked[pairs] - first, positions[pairs])
+            return best + first, scores, chosen
+
+        found = [answer for _, answer in each_on_a_core(share, range(cores))]
+        best, scores, chosen = (np.concatenate(part) for part in zip(*found, strict=True))
         return best, scores, chosen
 
     def _decide(self, queries: Array, k: int, asked: Array, positions: Array) -> tuple[Array, Array, Array]:
@@ -502,18 +508,30 @@ class ExactIndex:
     def _scores(self, queries: Array, asked: Array, positions: Array) -> Array:
         """Exact float64 scores of pairs of a query and a position."""
         scores = np.empty(len(positions))
+        each = len(positions) // max(1, len(queries))
+        # As many for each query, in order: its vector need not be copied for each of them.
+        even = (
+            each > 1
+            and len(positions) == each * len(queries)
+            and (asked.reshape(-1, each) == np.arange(len(queries))[:, None]).all()
+        )
+        size = max(1, _SCORED // each) * each if even else _SCORED
         # Fresh arrays are handed out by the system each time, which costs more than the arithmetic.
-        size = min(_SCORED, len(positions))
+        size = min(size, len(positions))
         stored, room = np.empty((size, self.dim), np.float16), np.empty((3, size, self.dim), np.float32)
         left, right = np.empty((2, size, self.dim))
-        for begin in range(0, len(positions), _SCORED):
-            some = slice(begin, min(begin + _SCORED, len(positions)))
+        for begin in range(0, len(positions), size):
+            some = slice(begin, min(begin + size, len(positions)))
             rows, squares, asking = room[:, : some.stop - begin]
             row, query = left[: len(rows)], right[: len(rows)]
             row[:] = renormalise(self.stored(positions[some], stored[: len(rows)]), rows, squares)
-            query[:] = np.take(queries, asked[some], axis=0, out=asking, mode="clip")  # "raise" would take a copy first
             # Not a BLAS product: its rounding depends on how many rows there are, and equal rows must tie.
-            np.einsum("ij,ij->i", row, query, out=scores[some])
+            if even:
+                some_queries = queries[begin // each : some.stop // each].astype(np.float64)
+                np.einsum("qrd,qd->qr", row.reshape(-1, each, self.dim), some_queries, out=scores[some].reshape(-1, each))
+            else:
+                query[:] = np.take(queries, asked[some], axis=0, out=asking, mode="clip")  # "raise" would take a copy first
+                np.einsum("ij,ij->i", row, query, out=scores[some])
         return scores
 
     def _rough(self, queries: Array, asked: Array, positions: Array) -> Array:

@@ -118,7 +118,9 @@ class FaissIndex:
         if isinstance(index, faiss.IndexIVF):
             most = min(index.nlist, 1024)
             return [
-                {"nprobe": count} for count in (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024) if count <= most
+                {"nprobe": count}
+                for count in (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 384, 512, 768, 1024)
+                if count <= most
             ]
         return [{}]
 
