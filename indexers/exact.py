@@ -517,7 +517,7 @@ class ExactIndex:
         )
         size = max(1, _SCORED // each) * each if even else _SCORED
         # Fresh arrays are handed out by the system each time, which costs more than the arithmetic.
-        size = min(size, len(positions))
+        size = max(1, min(size, len(positions)))
         stored, room = np.empty((size, self.dim), np.float16), np.empty((3, size, self.dim), np.float32)
         left, right = np.empty((2, size, self.dim))
         for begin in range(0, len(positions), size):
