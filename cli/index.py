@@ -113,7 +113,7 @@ def index(
             collection = Collection.open(target, model.for_collection(target))
             _check_made_so(collection, chunk, own)
             if kind is not None and kind != collection.manifest.index:
-                collection.optimize(kind)
+                collection.optimize(kind, on_note=note)
         else:
             if kind is not None:
                 from embell.indexers.vector_index import check_kind
@@ -130,6 +130,7 @@ def index(
                 progress=step,
                 on_wait=waiting,
                 on_warning=note,
+                on_note=note,
                 on_reject=left_out if corpus.keep_going else None,
             )
     if prune and report.rejected:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from embell.cli.console import note, write_json
+from embell.cli.console import compared, note, write_json
 from embell.cli.options import json_option
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ def optimize(directory: str, kind: str | None, as_json: bool) -> None:
     from embell.engine.collection import Collection
 
     collection = Collection.open(directory)
-    collection.optimize(kind)
+    with compared("Building the index") as step:
+        collection.optimize(kind, progress=step, on_note=note)
     _tell(collection, as_json)
 
 
@@ -58,7 +59,9 @@ def tune(directory: str, recall: float, queries: Path | None, plot: Path | None,
     if plot is not None:
         check_matplotlib()
     collection = Collection.open(directory)
-    collection.tune(recall, None if queries is None else _questions(queries))
+    asked = None if queries is None else _questions(queries)
+    with compared("Building the index") as step:
+        collection.tune(recall, asked, progress=step, on_note=note)
     _tell(collection, as_json)
     if plot is not None:
         _draw(collection, plot)

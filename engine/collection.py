@@ -166,6 +166,7 @@ class Collection:
         on_wait: Callable[[], None] | None = None,
         on_reject: Callable[[EmbellError, Document], None] | None = None,
         on_warning: Callable[[str], None] | None = None,
+        on_note: Callable[[str], None] | None = None,
     ) -> AddReport:
         """Bring documents in; only those that are new or whose text changed are encoded.
 
@@ -174,7 +175,8 @@ class Collection:
         function is asked once all have been read). Another writer is waited for. `progress` is called with the
         number of documents done since the last call. With `on_reject`, a document that cannot be used is handed
         to it and left out, instead of stopping. `on_warning` is told, once, if most documents are in a language
-        that the model was not trained on (default: a Python warning).
+        that the model was not trained on (default: a Python warning). `on_note` is told beforehand about how long the
+        index will take that is built when all documents are in, where that is long.
 
         Raises CorpusError for an id that stands twice or a field that does not fit its column, after committing
         what came before it; CollectionError for vectors of another width, with NaN, or of length zero.
@@ -185,7 +187,7 @@ class Collection:
             self._reload()
             self._store.repair()
             report = ingest(self, documents, prune, commit_rows, commit_seconds, progress, on_reject, on_warning or warnings.warn)
-            self._refresh_index()
+            self._refresh_index(on_note)
         return report
 
     @overload
@@ -375,8 +377,17 @@ class Collection:
             self._write_manifest()
         return deleted
 
-    def optimize(self, index: str | None = None) -> None:
+    def optimize(
+        self,
+        index: str | None = None,
+        *,
+        progress: Callable[[str, float], None] | None = None,
+        on_note: Callable[[str], None] | None = None,
+    ) -> None:
         """Build the index anew from the table, of another kind if one is given.
+
+        `progress` is told the stage of the work and the share of it that is done, `on_note` beforehand about how long it will take
+        where that is long.
 
         Raises UsageError for a kind that does not exist.
         """
@@ -384,14 +395,22 @@ class Collection:
             self._reload()
             if index is not None:
                 self._manifest = replace(self._manifest, index=check_kind(index, self._manifest.dim))
-            self._build_index()
+            self._build_index(None, progress, on_note)
 
-    def tune(self, recall: float, queries: Sequence[str] | Array | None = None) -> None:
+    def tune(
+        self,
+        recall: float,
+        queries: Sequence[str] | Array | None = None,
+        *,
+        progress: Callable[[str, float], None] | None = None,
+        on_note: Callable[[str], None] | None = None,
+    ) -> None:
         """Build the index anew so that it finds that share of the nearest ten, and record what it really finds.
 
         A collection that is searched exactly gets the index "auto": approximate where that is faster. `queries` are texts or
         vectors like those that will be asked; without them, rows of the collection stand in. What was found stands in
-        `manifest.tuned`, and the curve of recall and speed in `index/<generation>/curve.json`.
+        `manifest.tuned`, and the curve of recall and speed in `index/<generation>/curve.json`. `progress` and `on_note` as for
+        `optimize`.
 
         Raises UsageError for a recall that is not between 0 and 1, or for fewer than 20 queries.
         """
@@ -407,7 +426,7 @@ class Collection:
             self._reload()
             kind = "auto" if self._manifest.index == "exact" else self._manifest.index
             self._manifest = replace(self._manifest, index=check_kind(kind, self._manifest.dim), target=target)
-            self._build_index(vectors)
+            self._build_index(vectors, progress, on_note)
 
     def _hits(self, index: ExactIndex, positions: Array, scores: Array) -> list[Hit]:
         keys = index.keys[positions].tolist()
@@ -450,15 +469,17 @@ class Collection:
             self._snapshot = Snapshot.take(self.path, self._manifest, self._store)
         return self._snapshot
 
-    def _refresh_index(self) -> None:
+    def _refresh_index(self, on_note: Callable[[str], None] | None) -> None:
         """Rebuild the index if too much of the collection lies outside it."""
         snapshot = self._look()
         if snapshot.outside > _REBUILD_SHARE * len(self) or (self._manifest.generation == 0 and len(self)):
-            self._build_index()
+            self._build_index(None, None, on_note)
 
-    def _build_index(self, queries: Array | None = None) -> None:
+    def _build_index(
+        self, queries: Array | None, progress: Callable[[str, float], None] | None, on_note: Callable[[str], None] | None
+    ) -> None:
         self._store.index_columns()
-        self._manifest = build_generation(self.path, self._manifest, self._store, queries)
+        self._manifest = build_generation(self.path, self._manifest, self._store, queries, progress, on_note)
         self._write_manifest()
         self._snapshot = None
         Snapshot.drop_generations(self.path, keep=self._manifest.generation)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,8 @@ MEASURED_AT = 10
 _CONDITIONS = 8
 _CHANGING = re.compile(r"\b(now|random|uuid|current_\w+)\b", re.IGNORECASE)
 """In a condition that may mean something else the next time."""
+_LONG = 10.0
+"""Seconds of work that are told of beforehand."""
 AUTO_ROWS = 50_000
 """Rows from which on an index "auto" looks for something faster than exact search."""
 
@@ -217,12 +219,19 @@ class Snapshot:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def build_generation(directory: Path, manifest: Manifest, store: Store, queries: Array | None = None) -> Manifest:
+def build_generation(
+    directory: Path,
+    manifest: Manifest,
+    store: Store,
+    queries: Array | None,
+    progress: Callable[[str, float], None] | None,
+    on_note: Callable[[str], None] | None,
+) -> Manifest:
     """Build a new index generation from the table; returns the manifest that names it, which is not written yet.
 
     A FAISS index that has too few rows to be trained on is left out; search is exact until there are more. With a target, the
     index is tuned to it, on `queries` or on rows of its own. An index "auto" stays exact while that is quick enough, where
-    no settings reach the target, and where exact search is as fast.
+    no settings reach the target, and where exact search is as fast. `progress` and `on_note` as for `Collection.optimize`.
     """
     number = manifest.generation + 1
     part = directory / INDEX / f"{number}.part"
@@ -234,8 +243,12 @@ def build_generation(directory: Path, manifest: Manifest, store: Store, queries:
     matrix = np.empty((0, manifest.dim), np.float16)
     if len(keys):
         matrix = np.lib.format.open_memmap(part / "vectors.npy", mode="w+", dtype=np.float16, shape=(len(keys), manifest.dim))
+        done = 0
         for some, rows in store.vectors():
             matrix[np.searchsorted(keys, some)] = rows
+            done += len(some)
+            if progress is not None:
+                progress("reading rows", done / len(keys))
         matrix.flush()
     else:
         np.save(part / "vectors.npy", matrix)
@@ -257,7 +270,9 @@ def build_generation(directory: Path, manifest: Manifest, store: Store, queries:
 
         index = FaissIndex(manifest.dim, kind.removeprefix("faiss:"))
         try:
-            index.add(keys, matrix)
+            if on_note is not None and len(keys) >= AUTO_ROWS and (about := index.seconds(matrix)) > _LONG:
+                on_note(f"building the index {kind} over {len(keys):,} rows: about {_spoken(about)}")
+            index.add(keys, matrix, progress)
             approximate = len(keys) > 0
         except UsageError:
             pass
@@ -265,7 +280,7 @@ def build_generation(directory: Path, manifest: Manifest, store: Store, queries:
             from embell.engine.tuning import exact_qps, tune
 
             exact = ExactIndex.load(part)
-            tuned, curve = tune(exact, index, kind, manifest.target, queries)
+            tuned, curve = tune(exact, index, kind, manifest.target, queries, progress)
             best = exact_qps(exact, queries)
             (part / "curve.json").write_bytes(orjson.dumps({"exact": best, "points": [asdict(point) for point in curve]}))
             if manifest.index == "auto":
@@ -285,3 +300,13 @@ def build_generation(directory: Path, manifest: Manifest, store: Store, queries:
         manifest, generation=number, approximate=approximate, recall=recall,
         tuned=asdict(tuned) if tuned is not None and approximate else None, changed=[],
     )  # fmt: skip
+
+
+def _spoken(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} seconds"
+        if seconds < 100
+        else f"{seconds / 60:.0f} minutes"
+        if seconds < 6000
+        else f"{seconds / 3600:.0f} hours"
+    )

@@ -16,7 +16,7 @@ import numpy as np
 from embell.engine.snapshot import MEASURED_AT as K
 from embell.errors import UsageError
 from embell.indexers.exact import ExactIndex
-from embell.indexers.faiss_index import FaissIndex, Settings
+from embell.indexers.faiss_index import FaissIndex, Progress, Settings
 
 Array = np.ndarray[Any, Any]
 
@@ -28,6 +28,8 @@ _DEPTHS = (2, 4, 6, 8, 12, 16)
 """Candidates that are scored more finely, for each hit that is asked for."""
 _SAMPLES = 2000
 _TIMED = 3
+_SLOWER = 3
+"""Settings that reach the target, but more slowly than others, after which no more are tried."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,12 @@ def check_target(recall: float) -> float:
 
 
 def tune(
-    rows: ExactIndex, candidates: FaissIndex, name: str, target: float, queries: Array | None
+    rows: ExactIndex,
+    candidates: FaissIndex,
+    name: str,
+    target: float,
+    queries: Array | None,
+    progress: Progress | None = None,
 ) -> tuple[Tuned | None, list[Point]]:
     """The fastest settings whose recall@10 is certified to be `target`, and the curve that they were chosen from.
 
@@ -97,11 +104,11 @@ def tune(
     selves = own if len(own) else np.full(len(places), -1)
     best = [set(row[(row != self) & (row >= 0)][:K].tolist()) for row, self in zip(places, selves, strict=True)]
 
-    def recalls(chosen: Array, settings: Settings, depth: int) -> tuple[Array, list[float]]:
+    def recalls(chosen: Array, settings: Settings, depth: int, times: int) -> tuple[Array, list[float]]:
         """Recall of each chosen query, and how many seconds they took, time after time."""
         ask = queries[chosen]
         seconds = []
-        for _ in range(_TIMED):
+        for _ in range(times):
             began = time.perf_counter()
             asked, _, positions = nearest(rows, candidates, ask, K + bool(len(own)), settings, depth)
             seconds.append(time.perf_counter() - began)
@@ -115,18 +122,30 @@ def tune(
 
     halves = np.arange(0, len(queries), 2), np.arange(1, len(queries), 2)
     points = []
-    for settings in candidates.choices():
+    choices = candidates.choices()
+    fastest, slower = 0.0, 0
+    for number, settings in enumerate(choices):
+        if progress is not None:
+            progress("trying settings", number / len(choices))
+        speeds = []
         for depth in reversed(_DEPTHS):
-            each, seconds = recalls(halves[0], settings, depth)
-            # Other work on the machine only slows down: the fastest time says most of the settings.
-            points.append((Point(settings, depth, float(each.mean()), len(each) / min(seconds)), low := bounds(each)[0]))
-            if low < target:  # with fewer candidates it would be lower still
+            each, seconds = recalls(halves[0], settings, depth, 1)
+            if enough := (low := bounds(each)[0]) >= target:
+                # Other work on the machine only slows down: the fastest time says most of the settings.
+                seconds += recalls(halves[0], settings, depth, _TIMED - 1)[1]
+                speeds.append(len(each) / min(seconds))
+            points.append((Point(settings, depth, float(each.mean()), len(each) / min(seconds)), low))
+            if not enough:  # with fewer candidates it would be lower still
                 break
+        slower += bool(speeds) and max(speeds) < fastest
+        fastest = max([fastest, *speeds])
+        if slower == _SLOWER:  # those that look further are slower still
+            break
     certified = None
     for point, low in sorted(points, key=lambda pair: -pair[0].qps):
         if low < target:
             continue
-        each, seconds = recalls(halves[1], point.settings, point.depth)
+        each, seconds = recalls(halves[1], point.settings, point.depth, _TIMED)
         low, high = bounds(each)
         if low >= target:
             qps = len(each) / float(np.median(seconds))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ from embell.indexers.codes import turned
 from embell.indexers.vector_index import Array
 
 _TRAIN = 200_000
+_TRIED = 4000
 _BLOCK = 65_536
 
+Progress = Callable[[str, float], None]
+"""Told the stage and the share of it that is done."""
 Settings = dict[str, int]
 """FAISS's search parameters by their names there: nprobe, efSearch."""
 
@@ -53,7 +58,7 @@ class FaissIndex:
         self._index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
         self._keys: list[Array] = []
 
-    def add(self, keys: Array, rows: Array) -> None:
+    def add(self, keys: Array, rows: Array, progress: Progress | None = None) -> None:
         """Add float16 rows `(n, dim)`; the first call trains the index on a sample of what it is given.
 
         Raises UsageError if there are too few rows to train the index on.
@@ -61,6 +66,8 @@ class FaissIndex:
         if not len(keys):
             return
         if not self._index.is_trained:
+            if progress is not None:
+                progress("training", 0.0)
             step = max(1, len(rows) // _TRAIN)
             try:
                 self._index.train(_turned(rows[::step]))
@@ -70,7 +77,32 @@ class FaissIndex:
                 ) from error
         for begin in range(0, len(rows), _BLOCK):
             self._index.add(_turned(rows[begin : begin + _BLOCK]))
+            if progress is not None:
+                progress("adding rows", min(1.0, (begin + _BLOCK) / len(rows)))
         self._keys.append(np.asarray(keys, np.int64))
+
+    def seconds(self, rows: Array) -> float:
+        """About how long `add` will take for these rows, from products and insertions that are tried now."""
+        faiss = load_faiss()
+        index = _innermost(self._index)
+        some = _turned(rows[:: max(1, len(rows) // _TRIED)][:_TRIED])
+        if isinstance(index, faiss.IndexIVF):  # k-means compares the sample with each list, ten times; adding does so once
+            flat = faiss.IndexFlatIP(some.shape[1])
+            flat.add(np.resize(some, (index.nlist, some.shape[1])))
+            began = time.perf_counter()
+            flat.search(some, 1)
+            each = (time.perf_counter() - began) / len(some)
+            trained = min(len(rows), _TRAIN, index.cp.max_points_per_centroid * index.nlist)
+            return float(each * (index.cp.niter * trained + len(rows)))
+        tried = faiss.clone_index(self._index)
+        began = time.perf_counter()
+        if not tried.is_trained:
+            tried.train(some)
+        tried.add(some)
+        longer = 1.0
+        if isinstance(index, faiss.IndexHNSW):  # measured: a graph beyond the cache takes some 2.5 times as long
+            longer = 2.5 * float(np.log2(max(2, len(rows))) / np.log2(max(2, len(some))))
+        return float((time.perf_counter() - began) / max(1, len(some)) * len(rows) * longer)
 
     @property
     def keys(self) -> Array:
