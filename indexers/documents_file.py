@@ -44,10 +44,10 @@ class DocumentsFile:
             for batch in batches:
                 held.append(batch)
                 if sum(map(len, held)) >= _ROWS or sum(part.nbytes for part in held) >= _BYTES:
-                    writer.write_batch(pa.concat_batches(held))
+                    writer.write_table(pa.Table.from_batches(held).combine_chunks())
                     held = []
             if held:
-                writer.write_batch(pa.concat_batches(held))
+                writer.write_table(pa.Table.from_batches(held).combine_chunks())
 
     @classmethod
     def load(cls, directory: Path, schema: pa.Schema) -> DocumentsFile:
