@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     "--index",
     "kind",
     metavar="KIND",
-    help="exact, auto, or faiss:FACTORY such as faiss:HNSW32; see embell tune.  [default: exact]",
+    help="exact, auto, faiss:FACTORY such as faiss:HNSW32, or lance for more than memory holds; see embell tune.  [default: exact]",
 )
 @click.option("--prune", is_flag=True, help="Delete documents that are no longer in the source.")
 @click.option("--rejects", metavar="FILE", help="Write rows that cannot be used to this file (with --keep-going).")

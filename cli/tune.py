@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,20 @@ if TYPE_CHECKING:
     from embell.engine import Collection
 
 
+def in_bytes(ctx: click.Context | None, param: click.Parameter | None, value: str | None) -> int | None:
+    """A size such as 500MB or 1.5GiB."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B?", value.strip(), re.IGNORECASE)
+    if found is None:
+        raise click.BadParameter(f"{value!r} is no size; write 500MB or 2GB", ctx, param)
+    number, power, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(power.upper() or " "))
+
+
 @click.command(no_args_is_help=True)
 @click.argument("directory", metavar="DIR")
-@click.option("--index", "kind", metavar="KIND", help="Another kind: exact, auto, or faiss:FACTORY such as faiss:HNSW32.")
+@click.option("--index", "kind", metavar="KIND", help="Another kind: exact, auto, faiss:FACTORY such as faiss:HNSW32, or lance.")
 @json_option
 def optimize(directory: str, kind: str | None, as_json: bool) -> None:
     """Build the index of a collection anew, from its documents.
@@ -42,10 +54,16 @@ def optimize(directory: str, kind: str | None, as_json: bool) -> None:
     help="Questions like those that will be asked, one a line, or JSON Lines with a text; without, documents stand in.",
 )  # fmt: skip
 @click.option(
+    "--memory",
+    metavar="SIZE",
+    callback=in_bytes,
+    help='What an index "auto" may hold in memory beside the stored rows, such as 500MB or 2GB.',
+)
+@click.option(
     "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw recall and speed of all settings tried: a PNG."
 )
 @json_option
-def tune(directory: str, recall: float, queries: Path | None, plot: Path | None, as_json: bool) -> None:
+def tune(directory: str, recall: float, queries: Path | None, memory: int | None, plot: Path | None, as_json: bool) -> None:
     """Make search as fast as a recall allows, and measure the recall.
 
     Nothing is encoded again. The settings are chosen on half of the queries and certified on the other half.
@@ -61,7 +79,7 @@ def tune(directory: str, recall: float, queries: Path | None, plot: Path | None,
     collection = Collection.open(directory)
     asked = None if queries is None else _questions(queries)
     with compared("Building the index") as step:
-        collection.tune(recall, asked, progress=step, on_note=note)
+        collection.tune(recall, asked, memory=memory, progress=step, on_note=note)
     _tell(collection, as_json)
     if plot is not None:
         _draw(collection, plot)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from embell.document import Document
+from embell.engine.generation import build_generation, drop_generations
 from embell.engine.manifest import FILE, Manifest
-from embell.engine.snapshot import Snapshot, build_generation
+from embell.engine.snapshot import Snapshot
 from embell.errors import CollectionError, EmbellError, UsageError
 from embell.indexers.store import TABLE, Store, writer_lock
 from embell.indexers.vector_index import check_kind
@@ -74,7 +75,7 @@ class Collection:
 
         With `dim`, documents bring their own vectors of that width, and `encoder`, if there is one, serves
         queries. `chunk` splits documents into chunks of at most that many tokens. `index` is "exact" or
-        "faiss:FACTORY". With `exist_ok`, a collection that is there already is opened instead.
+        "faiss:FACTORY" or "lance". With `exist_ok`, a collection that is there already is opened instead.
 
         Raises CollectionError if the path holds something else, or a collection and not `exist_ok`.
         """
@@ -402,21 +403,25 @@ class Collection:
         recall: float,
         queries: Sequence[str] | Array | None = None,
         *,
+        memory: int | None = None,
         progress: Callable[[str, float], None] | None = None,
         on_note: Callable[[str], None] | None = None,
     ) -> None:
         """Build the index anew so that it finds that share of the nearest ten, and record what it really finds.
 
         A collection that is searched exactly gets the index "auto": approximate where that is faster. `queries` are texts or
-        vectors like those that will be asked; without them, rows of the collection stand in. What was found stands in
+        vectors like those that will be asked; without them, rows of the collection stand in. `memory` limits the bytes that an index "auto"
+        holds beside the stored rows: what does not fit is left on disk. What was found stands in
         `manifest.tuned`, and the curve of recall and speed in `index/<generation>/curve.json`. `progress` and `on_note` as for
         `optimize`.
 
-        Raises UsageError for a recall that is not between 0 and 1, or for fewer than 20 queries.
+        Raises UsageError for a recall that is not between 0 and 1, for a limit below 1, or for fewer than 20 queries.
         """
         from embell.engine.tuning import FEWEST, check_target
 
         target = check_target(recall)
+        if memory is not None and memory < 1:
+            raise UsageError(f"the memory for an index must be at least 1 byte, not {memory}")
         if queries is not None and len(queries) < FEWEST:
             raise UsageError(f"{len(queries)} queries are too few to measure recall on; give {FEWEST} or more")
         vectors = None
@@ -425,7 +430,7 @@ class Collection:
         with writer_lock(self.path):
             self._reload()
             kind = "auto" if self._manifest.index == "exact" else self._manifest.index
-            self._manifest = replace(self._manifest, index=check_kind(kind, self._manifest.dim), target=target)
+            self._manifest = replace(self._manifest, index=check_kind(kind, self._manifest.dim), target=target, memory=memory)
             self._build_index(vectors, progress, on_note)
 
     def _hits(self, index: ExactIndex, positions: Array, scores: Array) -> list[Hit]:
@@ -482,7 +487,9 @@ class Collection:
         self._manifest = build_generation(self.path, self._manifest, self._store, queries, progress, on_note)
         self._write_manifest()
         self._snapshot = None
-        Snapshot.drop_generations(self.path, keep=self._manifest.generation)
+        drop_generations(self.path, keep=self._manifest.generation)
+        if self._store.tidy_vector_index(keep=self._manifest.kind.startswith("lance")):
+            self._write_manifest()
 
     def _checked(self, vectors: Array) -> Array:
         rows = np.atleast_2d(np.asarray(vectors, np.float64))

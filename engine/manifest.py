@@ -27,7 +27,7 @@ class Manifest:
     (also while a FAISS index has too few rows to be trained on), None if it was not measured. `approximate` says whether the
     current generation holds an index other than the exact one, `target` is the recall@10 that was asked for, and `tuned`
     what was chosen and certified for it (`engine/tuning.py`). `changed` names the keys whose metadata is newer than the index's copy of
-    the documents, None if there is no such copy, or too much of it is old.
+    the documents, None if there is no such copy, or too much of it is old. `memory` is how many bytes an index "auto" may hold.
     """
 
     encoder: EncoderSpec | None
@@ -44,6 +44,14 @@ class Manifest:
     target: float | None = None
     tuned: dict[str, Any] | None = None
     changed: list[int] | None = None
+    memory: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """The kind of index that searches ask: that which "auto" chose, or "exact" where search is exact."""
+        if not self.approximate:
+            return "exact"
+        return str(self.tuned["index"]) if self.index == "auto" and self.tuned else self.index
 
     def write(self, directory: Path) -> None:
         """Put the manifest in place by one rename, after its bytes have reached the disk."""
@@ -78,7 +86,8 @@ class Manifest:
         check_keys(values, names, str(path))
         if "approximate" not in values:  # written before FAISS indices held turned rows: theirs are left alone, search is exact
             values.update(approximate=False, recall=1.0, target=None, tuned=None)
-        values.setdefault("changed", None)  # as written before there were copies
+        for name in ("changed", "memory"):  # as written before there were copies and limits
+            values.setdefault(name, None)
         if missing := [name for name in names if name not in values]:
             raise CollectionError(f"{path}: damaged, {missing[0]} is missing")
         encoder = values.pop("encoder")

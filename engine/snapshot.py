@@ -7,24 +7,22 @@ read from the table and searched exactly, and keys that the table no longer has 
 from __future__ import annotations
 
 import re
-import shutil
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import orjson
 
 from embell.engine.manifest import Manifest
-from embell.errors import EmbellWarning, MissingExtraError, UsageError
+from embell.errors import CollectionError, EmbellWarning
 from embell.indexers.documents_file import DocumentsFile
 from embell.indexers.exact import ExactIndex
 from embell.indexers.store import Store
 
 if TYPE_CHECKING:
-    from embell.indexers.faiss_index import FaissIndex
+    from embell.indexers.vector_index import Candidates
 
 Array = np.ndarray[Any, Any]
 
@@ -34,10 +32,6 @@ MEASURED_AT = 10
 _CONDITIONS = 8
 _CHANGING = re.compile(r"\b(now|random|uuid|current_\w+)\b", re.IGNORECASE)
 """In a condition that may mean something else the next time."""
-_LONG = 10.0
-"""Seconds of work that are told of beforehand."""
-AUTO_ROWS = 50_000
-"""Rows from which on an index "auto" looks for something faster than exact search."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,7 @@ class Snapshot:
     keys: Array
     covered: int
     alive: Array | None
-    candidates: FaissIndex | None
+    candidates: Candidates | None
     settings: dict[str, int] | None
     depth: int
     store: Store
@@ -72,7 +66,8 @@ class Snapshot:
         """Read the collection as the table has it now."""
         version = store.version
         rows = ExactIndex(manifest.dim)
-        candidates = documents = None
+        candidates: Candidates | None = None
+        documents = None
         generation = directory / INDEX / str(manifest.generation)
         covered = 0
         if manifest.generation:
@@ -85,11 +80,7 @@ class Snapshot:
                 lost = "is missing or damaged: searching the table itself, exactly but slower"
             if covered and manifest.approximate:
                 try:
-                    from embell.indexers.faiss_index import FaissIndex
-
-                    candidates = FaissIndex.load(generation)
-                    if len(candidates.keys) != covered:
-                        raise ValueError("another number of rows")
+                    candidates = _candidates(manifest.kind, generation, store, rows.keys)
                 except unread:
                     candidates, lost = None, "is damaged: searching exactly, which may be slower"
             if covered and manifest.changed is not None:
@@ -188,7 +179,11 @@ class Snapshot:
         keys = np.full((len(queries), k), -1, np.int64)
         gone = 0 if self.alive is None else int((~self.alive).sum())
         wanted = max(k, MEASURED_AT)  # the first of ten is not the first of fewer candidates
-        found = self.candidates.positions(queries, wanted + min(gone, wanted), self.depth, self.settings)
+        try:
+            found = self.candidates.positions(queries, wanted + min(gone, wanted), self.depth, self.settings)
+        except CollectionError as error:  # its files are damaged, or a writer is just replacing it
+            warnings.warn(f"searched exactly: {error}; put it right with: embell optimize", EmbellWarning, stacklevel=2)
+            return self.rows.search(queries, k, self.alive)
         asked, place = np.nonzero(found >= 0)
         positions = found[asked, place]
         if self.alive is not None:
@@ -211,102 +206,16 @@ class Snapshot:
             scores[short], keys[short] = self.rows.search(queries[short], k, self.alive)
         return scores, keys
 
-    @staticmethod
-    def drop_generations(directory: Path, keep: int) -> None:
-        """Remove generations other than the current one; they are derived."""
-        for path in (directory / INDEX).iterdir():
-            if path.name != str(keep):
-                shutil.rmtree(path, ignore_errors=True)
 
+def _candidates(kind: str, generation: Path, store: Store, keys: Array) -> Candidates:
+    """The approximate index of a generation, over the rows of these keys. Raises one of many errors if it cannot be read."""
+    if kind.startswith("lance"):
+        from embell.indexers.lance_index import LanceIndex
 
-def build_generation(
-    directory: Path,
-    manifest: Manifest,
-    store: Store,
-    queries: Array | None,
-    progress: Callable[[str, float], None] | None,
-    on_note: Callable[[str], None] | None,
-) -> Manifest:
-    """Build a new index generation from the table; returns the manifest that names it, which is not written yet.
+        return LanceIndex(store, keys)
+    from embell.indexers.faiss_index import FaissIndex
 
-    A FAISS index that has too few rows to be trained on is left out; search is exact until there are more. With a target, the
-    index is tuned to it, on `queries` or on rows of its own. An index "auto" stays exact while that is quick enough, where
-    no settings reach the target, and where exact search is as fast. `progress` and `on_note` as for `Collection.optimize`.
-    """
-    number = manifest.generation + 1
-    part = directory / INDEX / f"{number}.part"
-    final = directory / INDEX / str(number)
-    for path in (part, final):  # left behind by a run that was killed
-        shutil.rmtree(path, ignore_errors=True)
-    part.mkdir(parents=True)
-    keys = store.keys()
-    matrix = np.empty((0, manifest.dim), np.float16)
-    if len(keys):
-        matrix = np.lib.format.open_memmap(part / "vectors.npy", mode="w+", dtype=np.float16, shape=(len(keys), manifest.dim))
-        done = 0
-        for some, rows in store.vectors():
-            matrix[np.searchsorted(keys, some)] = rows
-            done += len(some)
-            if progress is not None:
-                progress("reading rows", done / len(keys))
-        matrix.flush()
-    else:
-        np.save(part / "vectors.npy", matrix)
-    ExactIndex.write_beside(part, keys, matrix)
-    DocumentsFile.write(part, store.readable, store.batches())
-    tuned, approximate = None, False
-    kind = manifest.index
-    if kind == "auto" and manifest.target is not None and len(keys) >= AUTO_ROWS:
-        from embell.indexers.faiss_index import check_factory, factory_for
-
-        factory = factory_for(len(keys), manifest.dim)
-        try:
-            check_factory(factory, manifest.dim)
-            kind = f"faiss:{factory}"
-        except MissingExtraError as error:
-            warnings.warn(f"searched exactly: {error}", EmbellWarning, stacklevel=2)
-    if kind.startswith("faiss:"):
-        from embell.indexers.faiss_index import FaissIndex
-
-        index = FaissIndex(manifest.dim, kind.removeprefix("faiss:"))
-        try:
-            if on_note is not None and len(keys) >= AUTO_ROWS and (about := index.seconds(matrix)) > _LONG:
-                on_note(f"building the index {kind} over {len(keys):,} rows: about {_spoken(about)}")
-            index.add(keys, matrix, progress)
-            approximate = len(keys) > 0
-        except UsageError:
-            pass
-        if approximate and manifest.target is not None:
-            from embell.engine.tuning import exact_qps, tune
-
-            exact = ExactIndex.load(part)
-            tuned, curve = tune(exact, index, kind, manifest.target, queries, progress)
-            best = exact_qps(exact, queries)
-            (part / "curve.json").write_bytes(orjson.dumps({"exact": best, "points": [asdict(point) for point in curve]}))
-            if manifest.index == "auto":
-                approximate = tuned is not None and tuned.qps > best
-            elif tuned is None:
-                warnings.warn(
-                    f"{kind}: no search settings are certain to find {manifest.target:.0%} of the nearest ten; "
-                    "it is searched with its usual ones",
-                    EmbellWarning,
-                    stacklevel=2,
-                )
-        if approximate:
-            index.save(part)
-    part.rename(final)
-    recall = (tuned.recall if tuned is not None else None) if approximate else 1.0
-    return replace(
-        manifest, generation=number, approximate=approximate, recall=recall,
-        tuned=asdict(tuned) if tuned is not None and approximate else None, changed=[],
-    )  # fmt: skip
-
-
-def _spoken(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} seconds"
-        if seconds < 100
-        else f"{seconds / 60:.0f} minutes"
-        if seconds < 6000
-        else f"{seconds / 3600:.0f} hours"
-    )
+    index = FaissIndex.load(generation)
+    if len(index.keys) != len(keys):
+        raise ValueError("another number of rows")
+    return index

@@ -16,7 +16,8 @@ import numpy as np
 from embell.engine.snapshot import MEASURED_AT as K
 from embell.errors import UsageError
 from embell.indexers.exact import ExactIndex
-from embell.indexers.faiss_index import FaissIndex, Progress, Settings
+from embell.indexers.faiss_index import Progress, Settings
+from embell.indexers.vector_index import Candidates
 
 Array = np.ndarray[Any, Any]
 
@@ -63,9 +64,9 @@ class Tuned:
 
 
 def nearest(
-    rows: ExactIndex, candidates: FaissIndex, queries: Array, k: int, settings: Settings, depth: int
+    rows: ExactIndex, candidates: Candidates, queries: Array, k: int, settings: Settings, depth: int
 ) -> tuple[Array, Array, Array]:
-    """The best `k` of the candidates of an index over the first of these rows, scored exactly; `depth` as in `FaissIndex.positions`.
+    """The best `k` of the candidates of an index over the first of these rows, scored exactly; `depth` as in `Candidates.positions`.
 
     Returns `(queries, scores, positions)`, by query and best first.
     """
@@ -83,7 +84,7 @@ def check_target(recall: float) -> float:
 
 def tune(
     rows: ExactIndex,
-    candidates: FaissIndex,
+    candidates: Candidates,
     name: str,
     target: float,
     queries: Array | None,

@@ -17,6 +17,8 @@ from embell.indexers.vector_index import Array
 
 _TRAIN = 200_000
 _TRIED = 4000
+_NUMBER = 8
+"""Bytes of a row's number in a list."""
 _BLOCK = 65_536
 
 Progress = Callable[[str, float], None]
@@ -219,10 +221,17 @@ def _turned(rows: Array) -> Array:
     return np.ascontiguousarray(turned(np.asarray(rows, np.float32)), np.float32)
 
 
-def factory_for(rows: int, dim: int) -> str:
+def factory_for(rows: int, dim: int, memory: int | None = None) -> str | None:
     """The description of an index for that many rows: inverted lists, four-bit product codes where the width allows them.
 
-    What these find is ordered anew by half-precision rows, which FAISS reads faster than we could.
+    What these find is ordered anew by half-precision rows, which FAISS reads faster than we could. Without room for those in
+    `memory` bytes, the stored rows are read instead; None if there is no room for the codes either.
     """
     lists = 2 ** int(np.log2(4 * np.sqrt(rows)))
-    return f"IVF{lists},PQ{dim // 4}x4fs,Refine(SQfp16)" if dim % 4 == 0 else f"IVF{lists},SQ8"
+    coarse, size = (f"IVF{lists},PQ{dim // 4}x4fs", dim // 8) if dim % 4 == 0 else (f"IVF{lists},SQ8", dim)
+    finer = f"{coarse},Refine(SQfp16)"
+    for factory, each in ((finer, size + 2 * dim), (coarse, size)):
+        needed = rows * (each + _NUMBER) + 4 * lists * dim
+        if (factory == coarse or dim % 4 == 0) and (memory is None or needed <= memory):
+            return factory
+    return None

@@ -22,6 +22,9 @@ from embell.indexers.columns import RESERVED, WIDENED, MetadataTypes, arrow_colu
 TABLE = "documents"
 _LOOKUP = 2000
 """Keys or ids that one filter expression names at most."""
+_VECTOR_INDEX = "vector_idx"
+_VECTORS_ONLY = "auxiliary.idx"
+"""A file that LanceDB writes for vector indices and for no others: their codes."""
 
 
 @contextmanager
@@ -191,6 +194,47 @@ class Store:
         columns = ["key", *(name for name, kind in self.metadata_types.items() if _ordered(kind))]
         for name in columns if self.count else ():
             self._table.create_index(name, config=BTree(), replace=True)
+
+    @property
+    def vector_index(self) -> Any:
+        """LanceDB's description of the index on the vectors, None if there is none."""
+        return next((index for index in self._table.list_indices() if index.columns == ["vector"]), None)
+
+    def build_vector_index(self, config: Any) -> None:
+        """Build an index on the vectors of all rows, in place of another one.
+
+        Raises CollectionError if LanceDB does not get it done.
+        """
+        try:
+            self._table.create_index("vector", config=config, replace=True, name=_VECTOR_INDEX)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise CollectionError(f"LanceDB cannot build the index on the vectors ({_first_line(error)})") from error
+
+    def tidy_vector_index(self, keep: bool) -> bool:
+        """Drop the index on the vectors unless `keep`, and remove the files of earlier ones; whether one was dropped."""
+        index = self.vector_index
+        if index is not None and not keep:
+            self._table.drop_index(index.name)
+        # LanceDB leaves the files to older versions of the table. A reader of one searches exactly when they are gone.
+        if index is None or not keep or index.num_segments == 1:
+            used = index.index_uuid if index is not None and keep else ""
+            for path in (Path(self._table.uri) / "_indices").glob(f"*/{_VECTORS_ONLY}"):
+                if path.parent.name != used:
+                    shutil.rmtree(path.parent, ignore_errors=True)
+        return index is not None and not keep
+
+    def nearest(self, queries: np.ndarray[Any, Any], k: int, nprobes: int, ef: int = 0) -> tuple[np.ndarray[Any, Any], ...]:
+        """About the nearest `k` rows of each query, by the index on the vectors: `(queries, keys)`, by query.
+
+        Raises CollectionError if the index cannot be read.
+        """
+        search = self._table.search(list(queries), "vector", "vector").select(["key", "_distance"]).limit(k).nprobes(nprobes)
+        try:
+            found = (search.ef(max(ef, k)) if ef else search).to_arrow()
+        except (ValueError, RuntimeError, OSError) as error:
+            raise CollectionError(f"the index on the vectors cannot be read ({_first_line(error)})") from error
+        keys = found["key"].to_numpy()
+        return (found["query_index"].to_numpy() if len(queries) > 1 else np.zeros(len(keys), np.int64)), keys
 
     def vectors(self, above: int = -1) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
         """Blocks of `(keys, float16 rows)` of all rows with a key above the given one."""

@@ -37,8 +37,25 @@ class VectorIndex(Protocol):
         """Open an index that was saved, memory-mapped where that is possible."""
 
 
+class Candidates(Protocol):
+    """An approximate index as a search and its tuning see it: what it finds are places in the ascending keys of its rows."""
+
+    def positions(self, queries: Array, k: int, depth: int, settings: dict[str, int] | None = None) -> Array:
+        """`depth` * `k` candidates of each query `(q, n)`, or the best `k` of them by a finer look; -1 where there are fewer."""
+
+    def choices(self) -> list[dict[str, int]]:
+        """Settings worth trying, the fastest first."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of the index."""
+
+    def save(self, directory: Path) -> None:
+        """Write the index into the directory of a generation, if that is where it belongs."""
+
+
 def check_kind(kind: str, dim: int = 64) -> str:
-    """The kind of index, if there is one of that name for vectors of that width: "exact", "auto" or "faiss:FACTORY".
+    """The kind of index, if there is one of that name for vectors of that width: exact, auto, faiss:FACTORY, lance or lance:TYPE.
 
     Raises UsageError for any other name, MissingExtraError if FAISS is needed and not installed.
     """
@@ -49,6 +66,12 @@ def check_kind(kind: str, dim: int = 64) -> str:
 
         check_factory(kind.removeprefix("faiss:"), dim)
         return kind
+    if kind == "lance" or kind.startswith("lance:"):
+        from embell.indexers.lance_index import check_type
+
+        check_type(kind)
+        return kind
     raise UsageError(
-        f"unknown index {kind!r}; known are exact, auto and faiss:FACTORY (for example faiss:HNSW32 or faiss:IVF256,Flat)"
+        f"unknown index {kind!r}; known are exact, auto, faiss:FACTORY (for example faiss:HNSW32 or faiss:IVF256,Flat), lance:IVF_PQ "
+        "(or just lance) and lance:IVF_HNSW_SQ"
     )

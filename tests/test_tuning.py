@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import orjson
 import pytest
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 
 from conftest import Ran, write_jsonl
 from embell import Collection, Document, UsageError
-from embell.engine import snapshot as snapshot_module
+from embell.cli.tune import in_bytes
+from embell.engine import generation as generation_module
 from embell.engine import tuning
 from embell.engine.tuning import K, bounds, nearest, tune
 from embell.errors import EmbellWarning
@@ -104,6 +106,23 @@ def test_a_factory_is_made_for_the_width() -> None:
     assert factory_for(1_000_000, 50) == "IVF2048,SQ8"
 
 
+@pytest.mark.parametrize("dim", [384, 50])
+def test_a_factory_fits_into_the_memory(dim: int) -> None:
+    rows = 3000
+    stored = np.random.default_rng(0).standard_normal((rows, dim)).astype(np.float16)
+    sizes: dict[str, int] = {}
+    for memory in (None, *range(10**5, 4 * 10**6, 10**5)):
+        factory = factory_for(rows, dim, memory)
+        if factory is not None and factory not in sizes:
+            index = FaissIndex(dim, factory)
+            index.add(np.arange(rows), stored)
+            sizes[factory] = index.bytes
+        if memory is not None and factory is not None:
+            assert sizes[factory] <= memory * 1.1 + 50_000  # and what describes the codes
+    assert factory_for(rows, dim, 10_000) is None
+    assert sizes
+
+
 @pytest.fixture
 def collection(tmp_path: Path) -> Collection:
     rows, queries = rows_and_queries(3, 4000, 60)
@@ -117,7 +136,7 @@ def collection(tmp_path: Path) -> Collection:
 
 
 def test_a_collection_is_tuned_and_stays_right(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot_module, "AUTO_ROWS", 1000)
+    monkeypatch.setattr(generation_module, "AUTO_ROWS", 1000)
     monkeypatch.setattr("embell.engine.tuning.exact_qps", lambda rows, queries: 0.0)  # here exact search would be faster
     _, queries = rows_and_queries(3, 4000, 60)
     exact = collection.search(queries, 5)
@@ -146,10 +165,48 @@ def test_a_collection_is_tuned_and_stays_right(collection: Collection, monkeypat
     assert len(again.search(queries[:1], 4000)[0]) == 3999
 
 
+@pytest.mark.parametrize(
+    ("memory", "kind"), [(10**7, "faiss:IVF128,PQ8x4fs,Refine(SQfp16)"), (10**5, "faiss:IVF128,PQ8x4fs"), (1000, "lance")]
+)
+def test_an_index_is_chosen_that_fits_into_the_memory(
+    collection: Collection, memory: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation_module, "AUTO_ROWS", 1000)
+    monkeypatch.setattr("embell.engine.tuning.exact_qps", lambda rows, queries: 0.0)
+    _, queries = rows_and_queries(3, 4000, 60)
+    exact = collection.search(queries, 10)
+    collection.tune(0.4, queries, memory=memory)
+    assert collection.manifest.memory == memory
+    assert collection.manifest.tuned is not None
+    assert collection.manifest.tuned["index"] == kind
+    again = Collection.open(collection.path)
+    found = again.search(queries, 10)
+    assert again._look().candidates is not None
+    assert np.mean([len({hit.id for hit in a} & {hit.id for hit in b}) for a, b in zip(exact, found, strict=True)]) >= 4
+    collection.optimize()  # and is kept to
+    assert collection.manifest.tuned is not None
+    assert collection.manifest.tuned["index"] == kind
+    with pytest.raises(UsageError, match="at least 1 byte"):
+        collection.tune(0.4, queries, memory=0)
+
+
+@pytest.mark.parametrize(
+    ("written", "size"), [("500MB", 500_000_000), ("2 gb", 2 * 10**9), ("1.5GiB", 3 * 2**29), ("77", 77), ("3k", 3000)]
+)
+def test_sizes_are_read(written: str, size: int) -> None:
+    assert in_bytes(None, None, written) == size
+
+
+@pytest.mark.parametrize("written", ["", "much", "5 XB", "-3MB", "1e3"])
+def test_what_is_no_size_is_refused(written: str) -> None:
+    with pytest.raises(click.BadParameter, match="write 500MB"):
+        in_bytes(None, None, written)
+
+
 @pytest.mark.parametrize("tuned", [False, True])
 def test_filters_are_exact_however_many_match(collection: Collection, tuned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if tuned:
-        monkeypatch.setattr(snapshot_module, "AUTO_ROWS", 1000)
+        monkeypatch.setattr(generation_module, "AUTO_ROWS", 1000)
         monkeypatch.setattr("embell.engine.tuning.exact_qps", lambda rows, queries: 0.0)
         monkeypatch.setattr(tuning, "QUERIES", 200)
         collection.tune(0.5)

@@ -193,7 +193,7 @@ def test_faiss_factories_find_most_neighbours(factory: str, tmp_path: Path) -> N
 def test_kinds_are_checked_by_name() -> None:
     assert check_kind("exact") == "exact"
     assert check_kind("faiss:HNSW32") == "faiss:HNSW32"
-    for wrong in ("exakt", "faiss:", "faiss:NoSuchThing9", "lance"):
+    for wrong in ("exakt", "faiss:", "faiss:NoSuchThing9", "lance:", "lancet"):
         with pytest.raises(UsageError):
             check_kind(wrong)
 
