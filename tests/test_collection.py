@@ -57,7 +57,7 @@ def brute_force(collection: Collection, query: Array, k: int, keep: Any = lambda
     return [(row["id"], score) for score, row in scored[:k]]
 
 
-@pytest.mark.parametrize("index", ["exact", "faiss:Flat", "faiss:HNSW16", "lance"])
+@pytest.mark.parametrize("index", ["exact", "faiss:Flat", "faiss:HNSW16"])
 def test_search_is_brute_force_at_every_filter_and_after_every_change(tiny: Encoder, tmp_path: Path, index: str) -> None:
     collection = Collection.create(tmp_path / "c", tiny, index=index)
     collection.add(documents(300))
