@@ -227,7 +227,7 @@ def rivals(rows: Array) -> Iterator[tuple[str, float, float, list[tuple[str, Cal
 def tuned(rows: Array, queries: Array, repeat: int) -> None:
     """Our index tuned to a certified recall against the fastest settings of each peer that reach it, and that reach what ours has measured.
 
-    Ours is tuned on other queries than those it is measured on; a peer's settings are the fastest on the queries measured.
+    Ours is tuned on rows that stand in for queries, as `embell tune` does; a peer's settings are the fastest on the queries measured.
     """
     from embell.engine.tuning import exact_qps, nearest, tune
     from embell.indexers.exact import ExactIndex
@@ -235,7 +235,7 @@ def tuned(rows: Array, queries: Array, repeat: int) -> None:
 
     ours = ExactIndex(DIM)
     ours.add(np.arange(len(rows)), rows)
-    train, ask = queries[:1000], queries[1000:2000]
+    ask = queries[1000:2000]
     _, truth = ours.search(ask, 10)
 
     def recall(found: Array) -> float:
@@ -246,12 +246,12 @@ def tuned(rows: Array, queries: Array, repeat: int) -> None:
     index = FaissIndex(DIM, factory)
     index.add(np.arange(len(rows)), rows)
     print(
-        f"\nembell {factory}: built in {time.perf_counter() - began:.0f} s; exact search answers {exact_qps(ours, train):,.0f} queries/s"
+        f"\nembell {factory}: built in {time.perf_counter() - began:.0f} s; exact search answers {exact_qps(ours, None):,.0f} queries/s"
     )
     searches: list[tuple[str, float, Callable[[], Array]]] = [("embell, exact", float(DIM), lambda: ours.search(ask, 10)[1])]
     targets = [0.95, 0.99]
     for target in (0.95, 0.99):
-        chosen, _ = tune(ours, index, factory, target, train)
+        chosen, _ = tune(ours, index, factory, target, None)
         if chosen is not None:
 
             def search(c: Any = chosen) -> Array:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 # Workers side by side, and the processes that they start, would fight for the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for library in ("OMP", "RAYON"):  # RAYON: tokenizers
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
@@ -26,6 +29,12 @@ settings.register_profile(
     "embell", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 settings.load_profile("embell")
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries made on import stays: collections of garbage, of which each training run asks for one, pass it over."""
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,24 @@ def inside(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
         return Ran(status, out, err)
 
     return run
+
+
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training runs draw none: they take longer than the small runs of the tests."""
+    from embell.training import run
+
+    monkeypatch.setattr(run, "draw", lambda metrics, target: None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_classifier() -> Iterator[None]:
+    """The language classifier is read once: in a process of a user's that is so anyway, and it takes half a second."""
+    from embell.engine import language
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(language, "_classifier", functools.cache(language._classifier))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ easy to commit: see `SABOTAGE`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,20 +63,42 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def fresh(family: str, attention: str) -> PreTrainedModel:
+    model = tiny_model(family, attention)
+    assert model.config._attn_implementation == attention
+    return model
+
+
+@lru_cache(maxsize=50)
+def shared(family: str, attention: str) -> PreTrainedModel:
+    return fresh(family, attention)
+
+
+@lru_cache(maxsize=50)
+def shared_both_ways(family: str, attention: str) -> PreTrainedModel:
+    """For what transformers calls is_causal=False, with the windows that it then has."""
+    model = fresh(family, attention)
+    if family in SLIDING:
+        model.config.sliding_window = WINDOW - 1  # in both directions, theirs is one token wider on each side
+    return model
+
+
 class Backbone(NamedTuple):
-    """One architecture with one attention, and what makes its last layers bidirectional."""
+    """One architecture with one attention, and what makes its last layers bidirectional.
+
+    The models are to be run, not to be changed: checks share them.
+    """
 
     family: str
     attention: str
     make: Callable[[nn.Module, int], Any] = bellm.make_bidirectional
 
     def causal(self) -> PreTrainedModel:
-        model = tiny_model(self.family, self.attention)
-        assert model.config._attn_implementation == self.attention
-        return model
+        return shared(self.family, self.attention)
 
+    @lru_cache(maxsize=150)  # noqa: B019
     def model(self, start: int) -> PreTrainedModel:
-        model = self.causal()
+        model = fresh(self.family, self.attention)
         self.make(model, start)
         return model
 
@@ -142,9 +165,7 @@ def padding(backbone: Backbone) -> None:
 
 def transformers_own(backbone: Backbone) -> None:
     """4. start = 0 is what transformers calls is_causal=False."""
-    causal, model, theirs = backbone.causal(), backbone.model(0), backbone.causal()
-    if backbone.family in SLIDING:
-        theirs.config.sliding_window = WINDOW - 1  # in both directions, theirs is one token wider on each side
+    causal, model, theirs = backbone.causal(), backbone.model(0), shared_both_ways(backbone.family, backbone.attention)
     for case, ids, mask, real in cases():
         expected = run(theirs, ids, mask, is_causal=False)
         assert differs(expected[real], run(causal, ids, mask)[real]) > 1e-3, case
@@ -202,7 +223,7 @@ def vectors(backbone: Backbone) -> None:
         model = backbone.model(start)
         alone = torch.cat([pooled(model, [row], "right") for row in range(len(rows))], dim=1)
         for which in ([0, 1, 2, 3, 4, 5], [5, 3, 1, 4, 2, 0], [1, 0], [0, 5], [3, 2], [4, 4, 3]):
-            for side in ("left", "right"):
+            for side in ("left", "right") if which != [0, 5] else ("none",):
                 together = pooled(model, which, side)
                 assert differs(together, alone[:, which]) < 1e-5, f"start {start}, texts {which}, padding {side}"
 
@@ -370,7 +391,10 @@ def notices(check: Callable[[Backbone], None], backbone: Backbone) -> bool:
         if any(attention in where for where in noticed.values())
     ],
 )
-def test_checks_notice_sabotage(sabotage: Callable[[nn.Module, int], None], family: str, attention: str) -> None:
+def test_checks_notice_sabotage(
+    sabotage: Callable[[nn.Module, int], None], family: str, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tensor, "__repr__", lambda *_, **__: "a tensor")  # nobody reads what pytest says of a failed check
     backbone = Backbone(family, attention, sabotage)
     fooled = [
         check.__name__ for check, where in SABOTAGE[sabotage].items() if attention in where and not notices(check, backbone)

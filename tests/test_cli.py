@@ -128,7 +128,7 @@ def test_similar_info_and_delete(inside: Run, collection: Path, tmp_path: Path) 
     inside("delete", own).fails(2, "--id ID, or --where")
 
 
-def test_stdin_folders_csv_and_chunks(embell: Run, tmp_path: Path) -> None:
+def test_stdin_folders_csv_and_chunks(embell: Run, inside: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "notes"
     (folder / "deep").mkdir(parents=True)
     for topic, texts in TOPICS.items():
@@ -147,18 +147,19 @@ def test_stdin_folders_csv_and_chunks(embell: Run, tmp_path: Path) -> None:
         input='{"_id": 5, "text": "from a pipe", "price": 3}\n',
     )
     assert done.lines[0]["documents"] == 7
-    hits = embell("search", "n.embell", "interest rates of banks", "-k", "20", "--json", cwd=tmp_path).lines
+    monkeypatch.chdir(tmp_path)
+    hits = inside("search", "n.embell", "interest rates of banks", "-k", "20", "--json").lines
     assert hits[0]["id"] == "notes/deep/money.md"
     source = (folder / "deep" / "money.md").read_text()
     assert source[hits[0]["start"] : hits[0]["end"]] == hits[0]["text"]
     assert len({hit["id"] for hit in hits}) == len(hits) == 7
-    chunks = embell("search", "n.embell", "interest rates of banks", "-k", "50", "--chunks", "--json", cwd=tmp_path).lines
+    chunks = inside("search", "n.embell", "interest rates of banks", "-k", "50", "--chunks", "--json").lines
     assert len(chunks) > 7
-    cheap = embell("search", "n.embell", "anything", "--where", "price < 100", "--json", cwd=tmp_path).lines
+    cheap = inside("search", "n.embell", "anything", "--where", "price < 100", "--json").lines
     assert {hit["id"] for hit in cheap} == {"007", "5"}
 
 
-def test_dedup_of_a_file_writes_rows_as_they_stood(embell: Run, tmp_path: Path) -> None:
+def test_dedup_of_a_file_writes_rows_as_they_stood(embell: Run, inside: Run, tmp_path: Path) -> None:
     rows = topic_rows()
     lines = [json.dumps(row) for row in rows]
     lines.insert(1, '{"id":"copy",  "text":"the CAT sleeps on the warm  sofa.", "big": 123456789012345678901234567890}')
@@ -166,7 +167,7 @@ def test_dedup_of_a_file_writes_rows_as_they_stood(embell: Run, tmp_path: Path) 
     lines.append('{"id": "blank", "text": ""}')
     source = tmp_path / "rows.jsonl"
     source.write_text("\n".join(lines) + "\n")
-    done = embell("dedup", source, "--threshold", "0.9", "--output", tmp_path / "kept.jsonl", "--removed", tmp_path / "removed.jsonl",
+    done = inside("dedup", source, "--threshold", "0.9", "--output", tmp_path / "kept.jsonl", "--removed", tmp_path / "removed.jsonl",
                   "--pairs", tmp_path / "pairs.parquet", "--json")  # fmt: skip
     (summary,) = done.lines
     assert (summary["documents"], summary["kept"], summary["dropped"], summary["exact"], summary["semantic"]) == (14, 12, 2, 1, 1)
@@ -326,14 +327,15 @@ def test_a_collection_made_with_another_model_is_refused(inside: Run, collection
     assert inside("search", tmp_path / "t.embell", "x", "--json", "-k", "1").lines[0]["rank"] == 1
 
 
-def test_options_have_environment_variables(embell: Run, collection: Path) -> None:
-    done = embell("search", collection, "cats", "--json", EMBELL_SEARCH_K="2")
+def test_options_have_environment_variables(inside: Run, collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBELL_SEARCH_K", "2")
+    done = inside("search", collection, "cats", "--json")
     assert len(done.lines) == 2
 
 
 def test_the_reader_of_the_output_may_leave(collection: Path) -> None:
     command = f'"{sys.executable}" -m embell search "{collection}" - --json | head -n 1'
-    done = subprocess.run(command, shell=True, input="cats\n" * 400, capture_output=True, text=True)
+    done = subprocess.run(command, shell=True, input="cats\n" * 200, capture_output=True, text=True)
     assert json.loads(done.stdout)["rank"] == 1
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr

@@ -40,8 +40,9 @@ def test_the_model_is_on_stdout_and_all_else_on_stderr(embell: Run, world: World
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize("recipe", ["graded", "distill", "pretrain"])
-def test_the_other_recipes(embell: Run, world: World, tmp_path: Path, recipe: str) -> None:
+def test_the_other_recipes(inside: Run, world: World, tmp_path: Path, recipe: str) -> None:
     given = {
         "graded": ["--model", world.model, "--data", world.scored],
         "distill": [
@@ -64,12 +65,13 @@ def test_the_other_recipes(embell: Run, world: World, tmp_path: Path, recipe: st
     }[recipe]
     if recipe != "graded":
         given += ["--new-layers", "2", "--vocabulary", "300"]
-    done = embell("train", recipe, *given, "--output", tmp_path / "run", *QUICK)
+    done = inside("train", recipe, *given, "--output", tmp_path / "run", *QUICK)
     assert (done.status, done.out) == (0, f"{tmp_path / 'run' / 'model'}\n"), done
     assert all(line.startswith(("step ", "token table: ")) for line in done.err.splitlines()), done.err
 
 
-def test_a_mistake_is_one_line_and_does_not_block_the_next_start(embell: Run, world: World, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_plots")
+def test_a_mistake_is_one_line_and_does_not_block_the_next_start(inside: Run, world: World, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "columns.jsonl", [{"foo": "a", "bar": "b"}])
     write_jsonl(tmp_path / "one.jsonl", [{"query": "a", "positive": "b"}])
     write_jsonl(tmp_path / "same.jsonl", [{"query": "a", "positive": "a"}] * 3)
@@ -80,7 +82,7 @@ def test_a_mistake_is_one_line_and_does_not_block_the_next_start(embell: Run, wo
     run = tmp_path / "run"
 
     def start(*args: str | Path, data: Path = world.triplets, model: str | Path = world.model) -> Ran:
-        return embell("train", "contrastive", "--model", model, "--data", data, "--output", run, *QUICK, *args)
+        return inside("train", "contrastive", "--model", model, "--data", data, "--output", run, *QUICK, *args)
 
     mistakes: list[tuple[Ran, int, tuple[str, ...]]] = [
         (start(data=tmp_path / "columns.jsonl"), 1, ("columns.jsonl", "no column for the query", "'foo', 'bar'")),
@@ -115,9 +117,9 @@ def test_a_mistake_is_one_line_and_does_not_block_the_next_start(embell: Run, wo
     assert done.status == 0, done
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2]
 
-    embell("train", "contrastiv").fails(2, "contrastiv", "contrastive")
-    embell("train", "contrastive", "--output", run).fails(2, "--data")
-    embell("train", "distill", "--data", world.texts, "--output", tmp_path / "d").fails(2, "--teacher")
+    inside("train", "contrastiv").fails(2, "contrastiv", "contrastive")
+    inside("train", "contrastive", "--output", run).fails(2, "--data")
+    inside("train", "distill", "--data", world.texts, "--output", tmp_path / "d").fails(2, "--teacher")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("")
-    embell("train", "pretrain", "--data", world.texts, "--output", tmp_path / "mine").fails(2, "mine", "holds no run")
+    inside("train", "pretrain", "--data", world.texts, "--output", tmp_path / "mine").fails(2, "mine", "holds no run")

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, TrainingArguments
 
 import embell.training.contrastive as contrastive_module
-import embell.training.run as run_module
 import embell.training.trainer as trainer_module
 from embell import EmbellError, Encoder, UsageError
 from embell.training.batches import Batches, plan_batches
@@ -38,17 +37,12 @@ from training_parts import World, assert_equal_weights, cut_off, losses, metrics
 OPTIONS = EncoderOptions(start_layer=2)
 SHAPE = ShapeOptions(new_layers=2, hidden=32, inner=48, heads=2, vocabulary=300, positions=64)
 Start = Callable[..., Path]
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than the runs here."""
-    monkeypatch.setattr(run_module, "draw", lambda metrics, target: None)
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +325,7 @@ def test_cores_that_share_a_batch_find_the_gradients_of_one(
     nesting = NestingOptions((8,), (1,))
 
     def start(name: str, threads: int, lora: LoraOptions = LoraOptions()) -> Path:  # noqa: B008
-        options = run_options(steps=8, threads=threads)
+        options = run_options(steps=4, threads=threads)
         return contrastive(
             (world.triplets,), tmp_path / name, str(world.model), encoder=OPTIONS, nesting=nesting, lora=lora, run=options
         )
@@ -341,9 +335,9 @@ def test_cores_that_share_a_batch_find_the_gradients_of_one(
         alone = start("alone", 1)
         assert not shared
         together, again = start("together", 3), start("again", 3)
-        assert shared == [3] * 16
+        assert shared == [3] * 8
         start("dropout", 3, LoraOptions(lora_rank=4, lora_dropout=0.5))
-        assert len(shared) == 16  # all threads would draw from one generator
+        assert len(shared) == 8  # all threads would draw from one generator
     finally:
         torch.set_num_threads(before)
     assert losses(tmp_path / "alone") == pytest.approx(losses(tmp_path / "together"), rel=1e-4)

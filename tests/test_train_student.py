@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ PACKED = ("llama", "mistral-full", "qwen2", "qwen3")
 PADDED = ("gpt2", "gemma", "qwen3-sliding", "bert")
 TEXTS = [*SENTENCES, "No.", "Yes.", "A river, a bridge."]
 LORA = LoraOptions(lora_rank=4)
+POOLED = ((0, "mean"), (2, "mean"), (None, "mean"), (1, "last"), (2, "cls"))
+"""Start layer and pooling."""
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +55,16 @@ def gradients(student: Student, vectors: Tensor) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in student.named_parameters() if p.requires_grad and p.grad is not None}
 
 
-@pytest.mark.parametrize("family", PACKED)
-@pytest.mark.parametrize("lora", [None, LORA], ids=["whole", "lora"])
-@pytest.mark.parametrize(("start", "pooling"), [(0, "mean"), (2, "mean"), (None, "mean"), (1, "last"), (2, "cls")])
+@pytest.mark.parametrize(
+    ("family", "lora", "start", "pooling"),  # each two of family, adapter and pooling come together
+    [
+        pytest.param(
+            family, LORA if (at + row) % 2 else None, *pooled, id=f"{family}-{'lora' if (at + row) % 2 else 'whole'}-{at}"
+        )
+        for row, family in enumerate(PACKED)
+        for at, pooled in enumerate(POOLED)
+    ],
+)
 def test_packed_vectors_and_gradients_are_those_of_transformers(
     directories: dict[str, Path], family: str, lora: LoraOptions | None, start: int | None, pooling: str
 ) -> None:
@@ -76,6 +87,12 @@ def test_packed_vectors_and_gradients_are_those_of_transformers(
     assert sorted(by_depth) == [1, 3]
 
 
+@cache
+def vectors_at(directory: Path, depth: int, **options: Any) -> np.ndarray:
+    """Those of the encoder of so many layers."""
+    return Encoder.load(directory, layers=depth, **options).encode(TEXTS, normalize=False)
+
+
 @pytest.mark.parametrize(
     ("family", "start"),  # BERT's layers look both ways anyway
     [(family, start) for family in (*PACKED, *PADDED) for start in (0, 2, None) if family != "bert" or start == 0],
@@ -84,6 +101,7 @@ def test_a_depth_is_the_encoder_of_so_many_layers(directories: dict[str, Path], 
     bert = family == "bert"
     options: dict[str, Any] = {"dtype": "float32", **({} if bert else {"start_layer": start})}
     encoder = Encoder.load(directories[family], **options)
+    expected = encoder.encode(TEXTS, normalize=False)
     depths = (1,) if bert else (1, 2, 3)
     student = Student(encoder, depths)
     assert student.packed == (family in PACKED)
@@ -91,14 +109,12 @@ def test_a_depth_is_the_encoder_of_so_many_layers(directories: dict[str, Path], 
     rows = encoder.tokenise(TEXTS, "document").rows
     with torch.no_grad():
         whole, found = student(rows)
-    expected = Encoder.load(directories[family], **options).encode(TEXTS, normalize=False)
     np.testing.assert_allclose(whole, expected, atol=2e-5)
     assert tuple(found) == depths
     for depth in depths:
         if not bert:
             options["start_layer"] = start if start is not None and start < depth else None
-        shallow = Encoder.load(directories[family], layers=depth, **options).encode(TEXTS, normalize=False)
-        np.testing.assert_allclose(found[depth], shallow, atol=2e-5, err_msg=str(depth))
+        np.testing.assert_allclose(found[depth], vectors_at(directories[family], depth, **options), atol=2e-5, err_msg=str(depth))
     student.train()
     whole, found = student(rows)
     sum(((vectors - 1) ** 2).sum() for vectors in (whole, *found.values())).backward()

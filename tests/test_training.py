@@ -30,6 +30,7 @@ from training_parts import World, judge_directory, losses, metrics, run_options,
 
 OPTIONS = EncoderOptions(start_layer=2)
 SHAPE = ShapeOptions(new_layers=2, hidden=32, inner=48, heads=2, vocabulary=300, positions=64)
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def vectors_of(model: Path | str, texts: list[str], **options: Any) -> np.ndarra
 
 def test_contrastive_pairs(world: World, tmp_path: Path) -> None:
     contrastive(
-        (world.pairs,), tmp_path / "run", str(world.model), evaluate=(world.held_out,), encoder=OPTIONS, run=run_options(steps=50)
+        (world.pairs,), tmp_path / "run", str(world.model), evaluate=(world.held_out,), encoder=OPTIONS, run=run_options(steps=35)
     )
     rows = [world.rows[at] for at in first_batch([(row["query"], row["positive"]) for row in world.rows])]
     columns = [vectors_of(world.model, [row[name] for row in rows], start_layer=2) for name in ("query", "positive")]
@@ -111,7 +112,7 @@ def test_contrastive_triplets_nested(world: World, tmp_path: Path) -> None:
     nesting = NestingOptions((8, 16), (1, 3))
     contrastive(
         (world.triplets,), tmp_path / "run", str(world.model),
-        evaluate=(world.held_out,), encoder=OPTIONS, nesting=nesting, run=run_options(steps=40),
+        evaluate=(world.held_out,), encoder=OPTIONS, nesting=nesting, run=run_options(steps=35),
     )  # fmt: skip
     rows = [world.rows[at] for at in first_batch([tuple(row.values()) for row in world.rows])]
 
@@ -158,7 +159,7 @@ def test_graded(world: World, tmp_path: Path) -> None:
 def test_distill_from_a_teacher(world: World, teacher: Path, tmp_path: Path) -> None:
     distill(
         (world.texts,), tmp_path / "run", str(world.model),
-        teacher=str(teacher), evaluate=(world.held_out,), encoder=OPTIONS, run=run_options(steps=60),
+        teacher=str(teacher), evaluate=(world.held_out,), encoder=OPTIONS, run=run_options(steps=30, warmup=0.1),
     )  # fmt: skip
     texts = [text for at in first_batch([tuple(group) for group in world.groups]) for text in world.groups[at]]
     student, wanted = vectors_of(world.model, texts, start_layer=2), vectors_of(teacher, texts)
@@ -201,7 +202,7 @@ def test_distill_from_a_column_of_scores(world: World, tmp_path: Path) -> None:
     (tmp_path / "tens.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tens))
     distill(
         (tmp_path / "tens.jsonl",), tmp_path / "run", str(world.model),
-        score="score", evaluate=(world.held_out,), encoder=OPTIONS, run=run_options(steps=50),
+        score="score", evaluate=(world.held_out,), encoder=OPTIONS, run=run_options(steps=35),
     )  # fmt: skip
     rows = [world.scored_rows[at] for at in first_batch([()] * len(tens))]
     first, second = (vectors_of(world.model, [row[name] for row in rows], start_layer=2) for name in ("sentence1", "sentence2"))
@@ -212,7 +213,7 @@ def test_distill_from_a_column_of_scores(world: World, tmp_path: Path) -> None:
 def test_distill_from_a_cross_encoder(world: World, tmp_path: Path) -> None:
     distill(
         (world.scored,), tmp_path / "run", str(world.model),
-        cross_encoder=str(world.judge), encoder=OPTIONS, run=run_options(steps=60),
+        cross_encoder=str(world.judge), encoder=OPTIONS, run=run_options(steps=30, warmup=0.1),
     )  # fmt: skip
     rows = [world.scored_rows[at] for at in first_batch([()] * len(world.scored_rows))]
     texts = [[row[name] for row in rows] for name in ("sentence1", "sentence2")]
@@ -233,7 +234,7 @@ def test_distill_from_a_cross_encoder(world: World, tmp_path: Path) -> None:
 
 def test_pretrain(world: World, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    model = pretrain((world.texts,), run, piece=5, held_out=0.1, shape=SHAPE, run=run_options(steps=40, batch=32))
+    model = pretrain((world.texts,), run, piece=5, held_out=0.1, shape=SHAPE, run=run_options(steps=30, batch=32))
     tokenizer = AutoTokenizer.from_pretrained(run / "tokenizer")
     ids = [i for text in chain.from_iterable(world.groups) for i in [tokenizer(text)["input_ids"]]]
     pieces = [i[begin : begin + 5] for i in ids for begin in range(0, len(i), 5) if len(i) - begin > 1]
@@ -264,7 +265,7 @@ def test_pretrain(world: World, tmp_path: Path) -> None:
         sums = [float(trained(input_ids=row, labels=row).loss) * (row.shape[1] - 1) for row in aside]
     assert np.exp(sum(sums) / sum(row.shape[1] - 1 for row in aside)) == pytest.approx(after, rel=1e-4)
     assert Encoder.load(model, start_layer=1).encode(["A B C", "0 1 2"]).shape == (2, 32)
-    again = pretrain((world.texts,), run, piece=5, held_out=0.1, shape=SHAPE, run=run_options(steps=40, batch=32))
+    again = pretrain((world.texts,), run, piece=5, held_out=0.1, shape=SHAPE, run=run_options(steps=30, batch=32))
     assert again == model
     assert losses(run) == found
 
@@ -409,7 +410,8 @@ def test_settings_that_mean_nothing(
         recipe((data,), tmp_path / "run", **settings)
 
 
-def test_metrics_say_what_happened(world: World, tmp_path: Path) -> None:
+def test_metrics_say_what_happened(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # with the plot
     run = tmp_path / "run"
     options = run_options(steps=6, report_every=2, evaluate_every=3, warmup=0.5, schedule="linear")
     contrastive((world.pairs,), run, str(world.model), evaluate=(world.held_out,), encoder=OPTIONS, run=options)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -114,7 +116,7 @@ def tiny_model(
 ) -> PreTrainedModel:
     """A seeded random model of the family, in eval mode; `attention` is "eager", "sdpa", or None for the model's own choice."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would prepare graphics cards, too, which takes longer
         config = tiny_config(family, vocabulary, **changes)
         model: PreTrainedModel = AutoModel.from_config(config, attn_implementation=attention)
         with torch.no_grad():
@@ -125,6 +127,7 @@ def tiny_model(
     return model
 
 
+@cache
 def attentions(family: str) -> tuple[str, ...]:
     """Those of "eager" and "sdpa" that transformers has for the family."""
     try:
@@ -158,19 +161,29 @@ def tiny_tokenizer(size: int = 300) -> PreTrainedTokenizerFast:
 
 def tiny_encoder_directory(path: Path, family: str = "llama", layers: int = LAYERS, seed: int = 0) -> Path:
     """Save a tiny model and its tokenizer in `path`, for AutoModel and AutoTokenizer to load."""
+    path.mkdir(parents=True, exist_ok=True)
+    for name, content in _encoder_files(family, layers, seed).items():
+        (path / name).unlink(missing_ok=True)  # not written into: a model that was loaded from it may still read it
+        (path / name).write_bytes(content)
+    return path
+
+
+@cache
+def _encoder_files(family: str, layers: int, seed: int) -> dict[str, bytes]:
     tokenizer = tiny_tokenizer()
     vocabulary = len(tokenizer) + 1  # AutoTokenizer gives Qwen2's a token of its own
     model = tiny_model(family, None, seed=seed, vocabulary=vocabulary, layers=layers, pad_token_id=tokenizer.pad_token_id)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 LENGTH = 7
 """Tokens of a text, more than the attention window."""
 
-BATCHES = [(padding, size) for padding in ("left", "short", "right", "none", "ones") for size in (1, 3)]
-"""Kinds of batches for `make_batch`."""
+BATCHES = [("left", 1), ("left", 3), ("short", 1), ("right", 3), ("none", 1), ("none", 3), ("ones", 3)]
+"""Kinds of batches for `make_batch`, with their sizes."""
 
 
 def texts(*lengths: int, seed: int = 1) -> list[Tensor]:
