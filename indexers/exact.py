@@ -36,7 +36,7 @@ _MERGED = 8
 """Candidates of a query after which the k-th best so far is looked for anew, on the average."""
 _GATHERED_SHARE, _GATHERED_QUERIES = 0.1, 32
 """Rows that a filter lets through are copied together where they are at most this share, or there are this many queries at least."""
-_SCORED = 256
+_SCORED = 512
 """Pairs that are scored at a time: they stay in the cache, and few steps of Python are left for the cores to wait for each other in."""
 _SHARED = 1024
 """Pairs from which on every core scores a share of them."""
@@ -307,8 +307,12 @@ class ExactIndex:
             kept = rough >= kth[asked] - 2 * _rough_error(self.dim)
             asked, positions = asked[kept], positions[kept]
         scores = self._scores(queries, asked, positions)
-        order = np.lexsort((positions, -scores, asked))
-        order = order[_places(asked) < k]
+        if each := _each(asked, len(queries)):  # short rows are sorted many times as fast as one long one
+            inside = np.lexsort((positions.reshape(-1, each), -scores.reshape(-1, each)), axis=-1)
+            order = (inside + np.arange(0, len(asked), each)[:, None])[:, :k].ravel()
+        else:
+            order = np.lexsort((positions, -scores, asked))
+            order = order[_places(asked) < k]
         return asked[order], scores[order], positions[order]
 
     def save(self, directory: Path) -> None:
@@ -508,14 +512,8 @@ class ExactIndex:
     def _scores(self, queries: Array, asked: Array, positions: Array) -> Array:
         """Exact float64 scores of pairs of a query and a position."""
         scores = np.empty(len(positions))
-        each = len(positions) // max(1, len(queries))
-        # As many for each query, in order: its vector need not be copied for each of them.
-        even = (
-            each > 1
-            and len(positions) == each * len(queries)
-            and (asked.reshape(-1, each) == np.arange(len(queries))[:, None]).all()
-        )
-        size = max(1, _SCORED // each) * each if even else _SCORED
+        each = _each(asked, len(queries))  # then no query's vector need be copied for each of its rows
+        size = max(1, _SCORED // each) * each if each else _SCORED
         # Fresh arrays are handed out by the system each time, which costs more than the arithmetic.
         size = max(1, min(size, len(positions)))
         stored, room = np.empty((size, self.dim), np.float16), np.empty((3, size, self.dim), np.float32)
@@ -526,7 +524,7 @@ class ExactIndex:
             row, query = left[: len(rows)], right[: len(rows)]
             row[:] = renormalise(self.stored(positions[some], stored[: len(rows)]), rows, squares)
             # Not a BLAS product: its rounding depends on how many rows there are, and equal rows must tie.
-            if even:
+            if each:
                 some_queries = queries[begin // each : some.stop // each].astype(np.float64)
                 np.einsum("qrd,qd->qr", row.reshape(-1, each, self.dim), some_queries, out=scores[some].reshape(-1, each))
             else:
@@ -560,6 +558,14 @@ def _maxima(products: Tensor) -> Tensor:
     """The largest of each `GROUP` products of a query `(q, rows)`: those of different rows."""
     whole = products.shape[1] - products.shape[1] % GROUP
     return products[:, :whole].unflatten(1, (-1, GROUP)).amax(dim=2) if whole else products
+
+
+def _each(asked: Array, queries: int) -> int:
+    """How many pairs every query has, where that is the same number for all, above one, and they come in order; else 0."""
+    each = len(asked) // max(1, queries)
+    if each < 2 or len(asked) != each * queries:
+        return 0
+    return each if (asked.reshape(-1, each) == np.arange(queries)[:, None]).all() else 0
 
 
 def _places(sorted_queries: Array) -> Array:
