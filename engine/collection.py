@@ -311,8 +311,9 @@ class Collection:
         from embell.engine.collection_pairs import living
         from embell.engine.overview import outliers
 
-        index = living(self._look())
-        return self._hits(index, *outliers(index, k, progress=progress))
+        snapshot = self._look()
+        index = living(snapshot)
+        return self._hits(snapshot, index, *outliers(index, k, progress=progress))
 
     def representatives(self, k: int = 10) -> list[Hit]:
         """`k` documents that stand for the whole corpus; the score is the share of documents that are nearest to each.
@@ -322,8 +323,9 @@ class Collection:
         from embell.engine.collection_pairs import living
         from embell.engine.overview import representatives
 
-        index = living(self._look())
-        return self._hits(index, *representatives(index, k))
+        snapshot = self._look()
+        index = living(snapshot)
+        return self._hits(snapshot, index, *representatives(index, k))
 
     def leaks(
         self,
@@ -433,9 +435,9 @@ class Collection:
             self._manifest = replace(self._manifest, index=check_kind(kind, self._manifest.dim), target=target, memory=memory)
             self._build_index(vectors, progress, on_note)
 
-    def _hits(self, index: ExactIndex, positions: Array, scores: Array) -> list[Hit]:
+    def _hits(self, snapshot: Snapshot, index: ExactIndex, positions: Array, scores: Array) -> list[Hit]:
         keys = index.keys[positions].tolist()
-        rows = self._look().documents_of(sorted(keys))
+        rows = snapshot.documents_of(sorted(keys))
         return [
             _hit(rows[key], score, self._manifest.chunk is not None)
             for key, score in zip(keys, scores.tolist(), strict=True)

@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +123,7 @@ def _approximate(
 
             index = FaissIndex(matrix.shape[1], kind.removeprefix("faiss:"))
             if on_note is not None and len(keys) >= AUTO_ROWS and (about := index.seconds(matrix)) > _LONG:
-                on_note(f"{what}: about {_spoken(about)}")
+                on_note(f"{what}: about {timedelta(seconds=round(about))} (h:mm:ss)")
             index.add(keys, matrix, progress)
             return index if len(keys) else None
         if kind.startswith("lance"):
@@ -136,16 +137,6 @@ def _approximate(
     except UsageError:
         pass
     return None
-
-
-def _spoken(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} seconds"
-        if seconds < 100
-        else f"{seconds / 60:.0f} minutes"
-        if seconds < 6000
-        else f"{seconds / 3600:.0f} hours"
-    )
 
 
 def drop_generations(directory: Path, keep: int) -> None:

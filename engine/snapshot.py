@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +57,6 @@ class Snapshot:
     store: Store
     documents: DocumentsFile | None
     changed: list[int]
-    newer: list[DocumentsFile] = field(default_factory=list)
-    """The rows that `documents` does not know as they are, once a condition was asked for; one, or none yet."""
     matching: dict[str, Array] = field(default_factory=dict)
     """By condition, the positions that a search may return: of the last conditions that were asked for."""
 
@@ -137,18 +136,21 @@ class Snapshot:
             return False
         newer = None
         if self.changed or self.covered < len(self.keys):
-            if not self.newer:
-                self.newer.append(DocumentsFile(list(self.store.batches(int(self.keys[self.covered - 1]), self.changed))))
-            newer = self.newer[0].matches(where)
+            newer = self._newer.matches(where)
             if newer is None:
                 return False
         found[: self.covered] = fits
         if newer is not None:
             found[self._places(np.array(self.changed, np.int64))] = False
-            found[self._places(self.newer[0].keys[newer])] = True
+            found[self._places(self._newer.keys[newer])] = True
         if self.alive is not None:
             found &= self.alive
         return True
+
+    @cached_property
+    def _newer(self) -> DocumentsFile:
+        """The rows that `documents` does not know as they are now, read when a condition is first asked for."""
+        return DocumentsFile(list(self.store.batches(int(self.keys[self.covered - 1]), self.changed)))
 
     def _places(self, keys: Array) -> Array:
         """The positions of those of these keys, ascending, that are there."""
@@ -162,8 +164,8 @@ class Snapshot:
         if self.documents is None:
             return self.store.rows(keys, columns)
         wanted = np.asarray(keys, np.int64)
-        at = np.searchsorted(self.keys, wanted)
-        copied = (at < self.covered) & ~np.isin(wanted, self.changed)
+        at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+        copied = (at < self.covered) & (self.keys[at] == wanted) & ~np.isin(wanted, self.changed)
         found = dict(zip(wanted[copied].tolist(), self.documents.rows(at[copied], columns), strict=True))
         return found if copied.all() else found | self.store.rows(wanted[~copied].tolist(), columns)
 

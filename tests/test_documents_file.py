@@ -172,3 +172,13 @@ def test_what_is_neither_true_nor_false_is_not_false(made: Collection) -> None:
     """LanceDB 0.40, by its scalar index, leaves out the rows without a value here."""
     hits = made.search(vector(0)[None], ROWS, where="NOT (yes IS FALSE)")[0]
     assert {hit.id for hit in hits} == {f"d{number}" for number in range(ROWS) if number % 7 == 0 or number % 3 == 0}
+
+
+def test_rows_of_keys_that_are_gone_are_not_those_of_others(tmp_path: Path) -> None:
+    collection = Collection.create(tmp_path / "c", None, dim=DIM)
+    collection.add(map(document, range(20)))
+    collection.delete(["d7"])
+    collection.optimize()
+    snapshot = collection._look()
+    assert snapshot.documents is not None
+    assert {key: row["id"] for key, row in snapshot.documents_of([6, 7, 8, 19, 20]).items()} == {6: "d6", 8: "d8", 19: "d19"}
