@@ -101,7 +101,7 @@ def everything(collection: Collection) -> list[Any]:
     asked = np.stack([vector(number) for number in (3, 500)])
     return [
         collection.search(asked, 400, where=where)
-        for where in (None, "whole > 5", "`a word` = 'changed'", "Part IS NULL", "whole / 2.0 = 0.25 OR whole = 99")
+        for where in (None, "whole > 5", "`a word` = 'changed'", "Part IS NULL", "whole / 2.0 = 0.25 OR whole = 99", "whole = 8")
     ]
 
 

@@ -192,6 +192,20 @@ def test_an_index_is_chosen_that_fits_into_the_memory(
         collection.tune(0.4, queries, memory=0)
 
 
+def test_exact_search_that_does_not_fit_into_the_memory_gives_way(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation_module, "AUTO_ROWS", 1000)
+    monkeypatch.setattr(tuning, "_DEPTHS", (4,))
+    monkeypatch.setattr("embell.engine.tuning.exact_qps", lambda rows, queries: 1e12)
+    _, queries = rows_and_queries(3, 4000, 60)
+    collection.tune(0.4, queries, memory=4000 * DIM - 1)
+    assert collection.manifest.approximate
+    collection.tune(0.4, queries, memory=4000 * DIM)
+    assert not collection.manifest.approximate
+    assert collection.manifest.kind == "exact"
+
+
 @pytest.mark.parametrize(
     ("written", "size"), [("500MB", 500_000_000), ("2 gb", 2 * 10**9), ("1.5GiB", 3 * 2**29), ("77", 77), ("3k", 3000)]
 )
