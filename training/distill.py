@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from embell.engine import bellm
-from embell.errors import UsageError
+from embell.errors import CorpusError, UsageError
 from embell.training import losses
 from embell.training.batches import Batches, Examples, plan_batches
 from embell.training.fresh import ShapeOptions, fresh_student
@@ -38,6 +38,7 @@ def distill(
     cosine_weight: float = 5.0,
     similarity_weight: float = 1.0,
     fit_steps: int = 300,
+    fit_share: float = 1.0,
     phrases: int = 0,
     temperature: float = 0.05,
     cross_encoder: str | None = None,
@@ -66,11 +67,14 @@ def distill(
         model: directory or hub id of a decoder, an encoder or an adapter; "new" makes a small decoder; default: the embedded model
         teacher: directory or hub id of the encoder to learn from
         teacher_length: tokens that the teacher reads at a time; it averages the pieces of longer texts; default: it cuts them
-        principal: learn the teacher's vectors turned to their principal axes: leading components then carry the most
+        principal: learn the teacher's vectors turned to their principal axes: leading components then carry the most, and a narrower
+            student learns those
         text: column of the texts; default: text, texts, sentence or content
         cosine_weight: weight of the cosine to the teacher's vector; 0 where the widths differ
         similarity_weight: weight of the divergence between in-batch similarities
         fit_steps: steps in which the token table of a "new" model is fitted to the teacher before its layers are trained
+        fit_share: share of the rows that the table of a "new" model is fitted to; if it is less than 1, the layers learn from the
+            others: what a table misses of texts that it was fitted to is less than, and not like, what it misses of others
         phrases: tokens of a "new" model's vocabulary that join neighbouring tokens, across words too
         temperature: in-batch cosines are divided by it
         cross_encoder: directory or hub id of a sequence classifier with one output, to score the pairs
@@ -97,6 +101,10 @@ def distill(
         raise UsageError('a "new" model starts from a teacher\'s vectors of its tokens; give a --teacher')
     if phrases and (not fit_steps or model != NEW or not 0 < phrases <= shape.vocabulary - 258):
         raise UsageError("phrases are tokens of a new model's vocabulary, beside 258 others, and need fit_steps")
+    if not 0 < fit_share <= 1 or (fit_share < 1 and (model != NEW or not fit_steps)):
+        raise UsageError(
+            "fit_share is a share of the rows, above 0 and at most 1, for the table of a new model, and needs fit_steps"
+        )
     require(evaluate)
     run.start()
     if finished := begin(output, to_toml(distill, locals())):
@@ -106,17 +114,20 @@ def distill(
 
     if model == NEW:
         bellm.resolve_start(encoder.start_layer, shape.new_layers)  # told now, not after the table is fitted
-    groups = read_groups(data, text)
+    groups, fitted = _fitted_first(read_groups(data, text), fit_share)
     texts = [one for group in groups for one in group]
     begins = torch.tensor([0, *map(len, groups)]).cumsum(0).tolist()
     source = Teacher(teacher, teacher_length, output / "teacher", texts, principal)
-    start = fresh_student(shape, source, texts, output / "student", run.seed, fit_steps, phrases) if model == NEW else model
+    start = model
+    if model == NEW:
+        start = fresh_student(shape, source, texts[: begins[fitted]], output / "student", run.seed, fit_steps, phrases)
     student = Student(encoder.load(start), nesting.depths, lora)
     nesting.check(student.encoder.dim)
-    if cosine_weight and student.encoder.dim != source.dim:
+    dim = student.encoder.dim
+    if cosine_weight and dim != source.dim and not (principal and dim < source.dim):
         raise UsageError(
-            f"the student's vectors have {student.encoder.dim} components and the teacher's {source.dim}: "
-            "only their similarities can be learnt; give --cosine-weight 0"
+            f"the student's vectors have {dim} components and the teacher's {source.dim}: only their similarities can be learnt; "
+            "give --cosine-weight 0" + (", or --principal to learn the teacher's leading components" if dim < source.dim else "")
         )
     tokens = TokenisedTexts(student.encoder)
 
@@ -130,7 +141,7 @@ def distill(
         def one(vectors: Tensor, whole: bool) -> Tensor:
             found = similarity_weight * losses.to_similarities(vectors, targets["teacher"], temperature)
             if whole and cosine_weight:
-                found = found + cosine_weight * losses.to_teacher(vectors, targets["teacher"])
+                found = found + cosine_weight * losses.to_teacher(vectors, targets["teacher"][:, :dim])
             return found
 
         at_depths = [deep[0], *(vectors[0] for vectors in shallow.values())]
@@ -141,9 +152,23 @@ def distill(
             total = total + WIDTH_WEIGHT * one(deep[0][:, :width], False)
         return total
 
-    plan = plan_batches(groups, run.batch, run.epochs, run.seed)
+    first_row = fitted if fitted < len(groups) else 0
+    plan = plan_batches(groups[first_row:], run.batch, run.epochs, run.seed)
+    plan = [[first_row + row for row in rows] for rows in plan]
     train(student, Batches(plan, make), loss, output, run, scorer(student, evaluate))
     return finish(output, student.finish)
+
+
+def _fitted_first(groups: Sequence[list[str]], share: float) -> tuple[list[list[str]], int]:
+    """The groups with those that the table is fitted to first, spread evenly over the data, and how many these are.
+
+    Raises CorpusError if that leaves one of the two parts empty.
+    """
+    fitted = [int((at + 1) * share) > int(at * share) for at in range(len(groups))]
+    if share < 1 and not 0 < sum(fitted) < len(groups):
+        raise CorpusError(f"{len(groups)} rows are too few for a fit_share of {share:g}; give more rows")
+    parts = [[group for group, taken in zip(groups, fitted, strict=True) if taken is wanted] for wanted in (True, False)]
+    return parts[0] + parts[1], len(parts[0])
 
 
 def _from_scores(
