@@ -27,7 +27,7 @@ from embell.training.nesting import NestingOptions
 from embell.training.pretrain import _NextToken, pretrain
 from embell.training.student import EncoderOptions, LoraOptions
 from embell.training.teacher import CrossEncoder, Teacher
-from training_parts import World, assert_equal_weights, judge_directory, losses, metrics, run_options, scores
+from training_parts import World, judge_directory, losses, metrics, run_options, scores
 
 OPTIONS = EncoderOptions(start_layer=2)
 SHAPE = ShapeOptions(new_layers=2, hidden=32, inner=48, heads=2, vocabulary=300, positions=64)
@@ -396,35 +396,6 @@ def test_fitting_the_table_brings_a_fresh_student_nearer(world: World, teacher: 
     assert found[1] > found[0] + 0.1
 
 
-def test_layers_learn_from_texts_that_the_table_was_not_fitted_to(world: World, teacher: Path, tmp_path: Path) -> None:
-    names = [name for group in world.groups for name in group]
-    kept = tmp_path / "run" / "teacher" / "vectors.f16"
-    fitted = [at for at in range(len(world.groups)) if at % 2]
-    ordered = [text for at in (*fitted, *range(0, len(world.groups), 2)) for text in world.groups[at]]
-    assert sorted(ordered) == sorted(names)
-    options = run_options(steps=3)
-    distill(
-        (world.texts,), tmp_path / "run", "new", teacher=str(teacher), fit_steps=5, fit_share=0.5, shape=SHAPE,
-        encoder=EncoderOptions(start_layer=1), run=options,
-    )  # fmt: skip
-    table_only = Teacher(str(teacher), None, tmp_path / "kept", ordered[: 2 * len(fitted)], False)
-    alone = fresh_student(SHAPE, table_only, ordered[: 2 * len(fitted)], tmp_path / "student", options.seed, 5, 0)
-    assert_equal_weights(Path(alone), tmp_path / "run" / "student")
-    read = np.memmap(kept, np.float16, "r").reshape(len(ordered), 32).any(axis=1)
-    assert read[: 2 * len(fitted)].mean() > 0.9
-    rest = [tuple(world.groups[at]) for at in range(0, len(world.groups), 2)]
-    plan = plan_batches(rest, options.batch, options.epochs, options.seed)
-    asked = {at // 2 for at in np.flatnonzero(read[2 * len(fitted) :])}
-    assert (
-        {row for batch in plan[:3] for row in batch} <= asked <= {row for batch in plan[:5] for row in batch}
-    )  # some are fetched ahead
-    with pytest.raises(CorpusError, match="too few for a fit_share"):
-        distill(
-            (world.few,), tmp_path / "few", "new", teacher=str(teacher), text="query", fit_share=0.01, shape=SHAPE,
-            encoder=EncoderOptions(start_layer=1), run=options,
-        )  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("recipe", "settings", "error"),
     [
@@ -435,8 +406,6 @@ def test_layers_learn_from_texts_that_the_table_was_not_fitted_to(world: World, 
         (distill, {"teacher": "x", "score": "score"}, "not both"),
         (distill, {"teacher": "x", "cosine_weight": 0.0, "similarity_weight": 0.0}, "one of them more"),
         (distill, {"model": "new", "score": "score"}, '"new"'),
-        (distill, {"teacher": "x", "fit_share": 0.5}, "fit_share"),
-        (distill, {"teacher": "x", "model": "new", "fit_share": 0.0}, "fit_share"),
         (pretrain, {"piece": 1}, "piece"),
         (pretrain, {"shape": ShapeOptions(heads=0)}, "heads"),
         (pretrain, {"shape": ShapeOptions(heads=5)}, "5 heads"),

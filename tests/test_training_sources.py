@@ -64,8 +64,7 @@ def test_pieces_are_short_runs_of_a_text_s_words() -> None:
     assert sources.pieces_of([long], 3) == []
 
 
-def test_pieces_change_no_other_text(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "LONG", 10_000)
+def test_pieces_change_no_other_text(data: Path) -> None:
     (source,) = sources.select(["text/factbook.jsonl"])
     plain, fewer = sources.collect(data, [replace(source, pieces=0)], 1.0, 0)
     groups, counts = sources.collect(data, [source], 1.0, 0)
@@ -75,22 +74,6 @@ def test_pieces_change_no_other_text(data: Path, monkeypatch: pytest.MonkeyPatch
     assert [[text for text in group if text in known] for group in groups] == plain
     added = {text for group in groups for text in group} - known
     assert all(any(piece in text for text in known) for piece in added)
-
-
-def test_most_long_texts_are_left_out_and_the_order_of_the_others_stays(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (source,) = sources.select(["text/factbook.jsonl"])
-    thinned, counts = sources.collect(data, [source], 1.0, 0)
-    kept = [text for group in thinned for text in group]
-    assert counts == {"text/factbook.jsonl": len(kept)}
-    monkeypatch.setattr(sources, "LONG", 10_000)
-    groups, _ = sources.collect(data, [source], 1.0, 0)
-    texts = [text for group in groups for text in group]
-    lost = set(texts) - set(kept)
-    assert [text for text in texts if text not in lost] == kept
-    assert lost
-    assert all(len(text) > 280 for text in lost)
-    long = sum(len(text) > 280 for text in texts)
-    assert 0.4 * long < len(lost) < 0.9 * long
 
 
 def test_rows_of_compressed_tables_are_read_without_quoting(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from embell.engine import bellm
-from embell.errors import CorpusError, UsageError
+from embell.errors import UsageError
 from embell.training import losses
 from embell.training.batches import Batches, Examples, plan_batches
 from embell.training.fresh import ShapeOptions, fresh_student
@@ -38,7 +38,6 @@ def distill(
     cosine_weight: float = 5.0,
     similarity_weight: float = 1.0,
     fit_steps: int = 300,
-    fit_share: float = 1.0,
     phrases: int = 0,
     temperature: float = 0.05,
     cross_encoder: str | None = None,
@@ -73,8 +72,6 @@ def distill(
         cosine_weight: weight of the cosine to the teacher's vector; 0 where the widths differ
         similarity_weight: weight of the divergence between in-batch similarities
         fit_steps: steps in which the token table of a "new" model is fitted to the teacher before its layers are trained
-        fit_share: share of the rows that the table of a "new" model is fitted to; if it is less than 1, the layers learn from the
-            others: what a table misses of texts that it was fitted to is less than, and not like, what it misses of others
         phrases: tokens of a "new" model's vocabulary that join neighbouring tokens, across words too
         temperature: in-batch cosines are divided by it
         cross_encoder: directory or hub id of a sequence classifier with one output, to score the pairs
@@ -101,10 +98,6 @@ def distill(
         raise UsageError('a "new" model starts from a teacher\'s vectors of its tokens; give a --teacher')
     if phrases and (not fit_steps or model != NEW or not 0 < phrases <= shape.vocabulary - 258):
         raise UsageError("phrases are tokens of a new model's vocabulary, beside 258 others, and need fit_steps")
-    if not 0 < fit_share <= 1 or (fit_share < 1 and (model != NEW or not fit_steps)):
-        raise UsageError(
-            "fit_share is a share of the rows, above 0 and at most 1, for the table of a new model, and needs fit_steps"
-        )
     require(evaluate)
     run.start()
     if finished := begin(output, to_toml(distill, locals())):
@@ -114,13 +107,11 @@ def distill(
 
     if model == NEW:
         bellm.resolve_start(encoder.start_layer, shape.new_layers)  # told now, not after the table is fitted
-    groups, fitted = _fitted_first(read_groups(data, text), fit_share)
+    groups = read_groups(data, text)
     texts = [one for group in groups for one in group]
     begins = torch.tensor([0, *map(len, groups)]).cumsum(0).tolist()
     source = Teacher(teacher, teacher_length, output / "teacher", texts, principal)
-    start = model
-    if model == NEW:
-        start = fresh_student(shape, source, texts[: begins[fitted]], output / "student", run.seed, fit_steps, phrases)
+    start = fresh_student(shape, source, texts, output / "student", run.seed, fit_steps, phrases) if model == NEW else model
     student = Student(encoder.load(start), nesting.depths, lora)
     nesting.check(student.encoder.dim)
     dim = student.encoder.dim
@@ -152,23 +143,9 @@ def distill(
             total = total + WIDTH_WEIGHT * one(deep[0][:, :width], False)
         return total
 
-    first_row = fitted if fitted < len(groups) else 0
-    plan = plan_batches(groups[first_row:], run.batch, run.epochs, run.seed)
-    plan = [[first_row + row for row in rows] for rows in plan]
+    plan = plan_batches(groups, run.batch, run.epochs, run.seed)
     train(student, Batches(plan, make), loss, output, run, scorer(student, evaluate))
     return finish(output, student.finish)
-
-
-def _fitted_first(groups: Sequence[list[str]], share: float) -> tuple[list[list[str]], int]:
-    """The groups with those that the table is fitted to first, spread evenly over the data, and how many these are.
-
-    Raises CorpusError if that leaves one of the two parts empty.
-    """
-    fitted = [int((at + 1) * share) > int(at * share) for at in range(len(groups))]
-    if share < 1 and not 0 < sum(fitted) < len(groups):
-        raise CorpusError(f"{len(groups)} rows are too few for a fit_share of {share:g}; give more rows")
-    parts = [[group for group, taken in zip(groups, fitted, strict=True) if taken is wanted] for wanted in (True, False)]
-    return parts[0] + parts[1], len(parts[0])
 
 
 def _from_scores(

@@ -17,7 +17,6 @@ import lzma
 import random
 import re
 import unicodedata
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -270,38 +269,26 @@ def _unseen(texts: Iterable[str], seen: set[str]) -> Iterator[str]:
             yield text
 
 
-LONG = 280
-"""Characters of a text beyond which two in three are left out: a teacher reads ten sentences in the time of one of them."""
-
-
-def _worth_its_length(text: str) -> bool:
-    return len(text) <= LONG or zlib.crc32(text.encode()) % 3 == 0
-
-
-def collect(data: Path, sources: Sequence[Source], scale: float, seed: int) -> tuple[list[list[str]], dict[str, int]]:
+def collect(data: Path, sources: Iterable[Source], scale: float, seed: int) -> tuple[list[list[str]], dict[str, int]]:
     """Draw the training mix: groups of texts in random order, and how many texts each path gave; each text comes once.
 
-    `scale` multiplies how many texts each source gives. Texts of the held-out sets are left out, and most of the long ones.
+    `scale` multiplies how many texts each source gives. Texts of the held-out sets are left out.
     """
     seen = held_out(data)
-    found: list[tuple[str, list[str]]] = []
+    found: list[list[str]] = []
+    counts: dict[str, int] = {}
     for source in sources:
         rng = random.Random(f"{seed} {source.path}")
         rows = list(read_rows(data / source.path))
         rng.shuffle(rows)
-        taken = 0
+        counts[source.path] = taken = 0
         for group in source.groups(rows, rng):
             if taken >= int(source.texts * scale):
                 break
             kept = list(_unseen(group, seen))
             if kept:
                 taken += len(kept)
-                found.append((source.path, kept + list(_unseen(pieces_of(kept, source.pieces), seen))))
+                found.append(kept + list(_unseen(pieces_of(kept, source.pieces), seen)))
+                counts[source.path] += len(found[-1])
     random.Random(seed).shuffle(found)
-    groups: list[list[str]] = []
-    counts = {source.path: 0 for source in sources}
-    for path, group in found:
-        if kept := [text for text in group if _worth_its_length(text)]:
-            groups.append(kept)
-            counts[path] += len(kept)
-    return groups, counts
+    return found, counts
