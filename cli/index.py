@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from embell.cli.console import counted, note, progress, waiting, write_json
+from embell.cli.console import compared, counted, note, progress, waiting, write_json
 from embell.cli.options import ModelOptions, corpus_options, json_option, model_options
+from embell.cli.tune import MEMORY_HELP, RECALL_HELP, in_bytes, in_words
 
 if TYPE_CHECKING:
     from embell.document import Document
@@ -35,8 +36,10 @@ if TYPE_CHECKING:
     "--index",
     "kind",
     metavar="KIND",
-    help="exact, auto, faiss:FACTORY such as faiss:HNSW32, or lance for more than memory holds; see embell tune.  [default: exact]",
+    help="exact, auto, faiss:FACTORY such as faiss:HNSW32, or lance for more than memory holds.  [default: exact; auto with --recall]",
 )
+@click.option("--recall", type=float, help=f"{RECALL_HELP} The index is tuned to it, as by embell tune.")
+@click.option("--memory", metavar="SIZE", callback=in_bytes, help=f"{MEMORY_HELP} Goes with --recall.")
 @click.option("--prune", is_flag=True, help="Delete documents that are no longer in the source.")
 @click.option("--rejects", metavar="FILE", help="Write rows that cannot be used to this file (with --keep-going).")
 @click.option(
@@ -52,6 +55,8 @@ def index(
     vector_field: str | None,
     vectors: str | None,
     kind: str | None,
+    recall: float | None,
+    memory: int | None,
     prune: bool,
     rejects: str | None,
     commit_rows: int,
@@ -66,6 +71,7 @@ def index(
     \b
     embell index corpus.jsonl --to corpus.embell
     embell index notes/ reports/ --to notes.embell --chunk 200
+    embell index corpus.parquet --to corpus.embell --recall 0.95 --memory 2GB
     """
     from dataclasses import replace
 
@@ -77,6 +83,10 @@ def index(
         raise UsageError("--vectors and --vector-field exclude each other: the vectors come from one place")
     if rejects is not None and not corpus.keep_going:
         raise UsageError("--rejects goes with --keep-going: without it the first such row stops the command")
+    if memory is not None and recall is None:
+        raise UsageError("--memory goes with --recall: an index is chosen to be fast at a recall, within a memory")
+    if recall is not None and kind == "exact":
+        raise UsageError("--index exact finds everything; leave out --recall, or choose --index auto")
     corpus = replace(corpus, vector_field=vector_field)
     own = vectors is not None or vector_field is not None
     report = CorpusReport()
@@ -108,7 +118,9 @@ def index(
             raise _nothing(sources, report)
         documents = _again(first, documents)
         from embell.engine.collection import Collection  # now: it loads torch, which the errors above need not wait for
+        from embell.engine.manifest import check_promise
 
+        check_promise(recall, memory)
         if Path(target, "manifest.json").is_file():
             collection = Collection.open(target, model.for_collection(target))
             _check_made_so(collection, chunk, own)
@@ -121,7 +133,10 @@ def index(
                 check_kind(kind)
             encoder = model.load() if not own or model.given else None
             dim = len(first.vector) if first.vector is not None else None
-            collection = Collection.create(target, encoder, dim=dim, chunk=chunk, index=kind or "exact", exist_ok=True)
+            kind = kind or ("exact" if recall is None else "auto")
+            collection = Collection.create(
+                target, encoder, dim=dim, chunk=chunk, index=kind, recall=recall, memory=memory, exist_ok=True
+            )
         with progress("Indexing") as step:
             done = collection.add(
                 documents,
@@ -133,6 +148,13 @@ def index(
                 on_note=note,
                 on_reject=left_out if corpus.keep_going else None,
             )
+        promised = collection.manifest
+        memory = promised.memory if memory is None else memory
+        if recall is not None and (recall, memory) != (promised.target, promised.memory):
+            with compared("Building the index") as working:
+                collection.tune(recall, memory=memory, progress=working, on_note=note)
+    if recall is not None:
+        note(in_words(collection.manifest))
     if prune and report.rejected:
         raise CollectionError("nothing was pruned, because some rows could not be read; see the rejects")
     _tell(done, report, collection, target, as_json)

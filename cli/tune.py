@@ -14,6 +14,10 @@ from embell.cli.options import json_option
 
 if TYPE_CHECKING:
     from embell.engine import Collection
+    from embell.engine.manifest import Manifest
+
+RECALL_HELP = "Share of the nearest ten that a search is to find, such as 0.95."
+MEMORY_HELP = 'What an index "auto" may hold in memory beside the stored rows, such as 500MB or 2GB.'
 
 
 def in_bytes(ctx: click.Context | None, param: click.Parameter | None, value: str | None) -> int | None:
@@ -48,17 +52,12 @@ def optimize(directory: str, kind: str | None, as_json: bool) -> None:
 
 @click.command(no_args_is_help=True)
 @click.argument("directory", metavar="DIR")
-@click.option("--recall", type=float, required=True, help="Share of the nearest ten that a search is to find, such as 0.95.")
+@click.option("--recall", type=float, required=True, help=RECALL_HELP)
 @click.option(
     "--queries", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Questions like those that will be asked, one a line, or JSON Lines with a text; without, documents stand in.",
 )  # fmt: skip
-@click.option(
-    "--memory",
-    metavar="SIZE",
-    callback=in_bytes,
-    help='What an index "auto" may hold in memory beside the stored rows, such as 500MB or 2GB.',
-)
+@click.option("--memory", metavar="SIZE", callback=in_bytes, help=MEMORY_HELP)
 @click.option(
     "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw recall and speed of all settings tried: a PNG."
 )
@@ -101,22 +100,27 @@ def _questions(path: Path) -> list[str]:
 
 def _tell(collection: Collection, as_json: bool) -> None:
     manifest = collection.manifest
-    tuned = manifest.tuned
     if as_json:
         write_json({
             "index": manifest.index, "rows": len(collection), "approximate": manifest.approximate, "target": manifest.target,
-            "recall": manifest.recall, "tuned": tuned,
+            "recall": manifest.recall, "tuned": manifest.tuned,
         })  # fmt: skip
-    elif tuned is not None:
+    else:
+        click.echo(in_words(manifest))
+
+
+def in_words(manifest: Manifest) -> str:
+    """How a collection is searched, and what recall that has."""
+    tuned = manifest.tuned
+    if tuned is not None:
         settings = ", ".join(f"{name} {value}" for name, value in tuned["settings"].items())
-        click.echo(
+        return (
             f"{tuned['index']} ({settings}): recall@10 {tuned['recall']:.3f}, with 95 % certainty more than {tuned['low']:.3f}, "
             f"measured on {tuned['of']}; {tuned['qps']:,.0f} queries/s, {tuned['bytes_per_vector']:.0f} bytes a vector"
         )
-    elif manifest.approximate:
-        click.echo(f"{manifest.index}: recall not measured; embell tune measures it")
-    else:
-        click.echo("searched exactly: recall@10 1.000")
+    if manifest.approximate:
+        return f"{manifest.index}: recall not measured; embell tune measures it"
+    return "searched exactly: recall@10 1.000"
 
 
 def _draw(collection: Collection, target: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from embell.document import Document
 from embell.engine.generation import build_generation, drop_generations
-from embell.engine.manifest import FILE, Manifest
+from embell.engine.manifest import FILE, Manifest, check_promise
 from embell.engine.snapshot import Snapshot
 from embell.errors import CollectionError, EmbellError, UsageError
 from embell.indexers.store import TABLE, Store, writer_lock
@@ -69,17 +69,23 @@ class Collection:
         dim: int | None = None,
         chunk: int | None = None,
         index: str = "exact",
+        recall: float | None = None,
+        memory: int | None = None,
         exist_ok: bool = False,
     ) -> Collection:
         """Make an empty collection.
 
         With `dim`, documents bring their own vectors of that width, and `encoder`, if there is one, serves
         queries. `chunk` splits documents into chunks of at most that many tokens. `index` is "exact" or
-        "faiss:FACTORY" or "lance". With `exist_ok`, a collection that is there already is opened instead.
+        "faiss:FACTORY" or "lance", or with `recall` "auto": whenever it is built, it is tuned to that recall and within that
+        `memory`, as by `tune`. With `exist_ok`, a collection that is there already is opened instead, as it is.
 
-        Raises CollectionError if the path holds something else, or a collection and not `exist_ok`.
+        Raises CollectionError if the path holds something else, or a collection and not `exist_ok`; UsageError as `tune` does.
         """
         directory = Path(path)
+        check_promise(recall, memory)
+        if recall is not None and index == "exact":
+            raise UsageError("the index exact finds everything; leave out the recall, or choose the index auto")
         if encoder is None and dim is None:
             raise UsageError("a collection needs an encoder, or the width (dim) of the vectors that documents bring")
         if encoder is not None and dim is not None and encoder.dim != dim:
@@ -104,7 +110,7 @@ class Collection:
                 if not (directory / FILE).is_file():
                     Store.create(directory, width, chunk is not None)
                     spec = None if encoder is None else encoder.spec
-                    Manifest(spec, dim is not None, width, chunk, index).write(directory)
+                    Manifest(spec, dim is not None, width, chunk, index, target=recall, memory=memory).write(directory)
                     return cls(directory, Manifest.read(directory), encoder)
         if not exist_ok:
             raise CollectionError(f"{directory}: there is a collection already; open it, or choose another directory")
@@ -419,11 +425,9 @@ class Collection:
 
         Raises UsageError for a recall that is not between 0 and 1, for a limit below 1, or for fewer than 20 queries.
         """
-        from embell.engine.tuning import FEWEST, check_target
+        from embell.engine.tuning import FEWEST
 
-        target = check_target(recall)
-        if memory is not None and memory < 1:
-            raise UsageError(f"the memory for an index must be at least 1 byte, not {memory}")
+        check_promise(recall, memory)
         if queries is not None and len(queries) < FEWEST:
             raise UsageError(f"{len(queries)} queries are too few to measure recall on; give {FEWEST} or more")
         vectors = None
@@ -432,7 +436,7 @@ class Collection:
         with writer_lock(self.path):
             self._reload()
             kind = "auto" if self._manifest.index == "exact" else self._manifest.index
-            self._manifest = replace(self._manifest, index=check_kind(kind, self._manifest.dim), target=target, memory=memory)
+            self._manifest = replace(self._manifest, index=check_kind(kind, self._manifest.dim), target=recall, memory=memory)
             self._build_index(vectors, progress, on_note)
 
     def _hits(self, snapshot: Snapshot, index: ExactIndex, positions: Array, scores: Array) -> list[Hit]:

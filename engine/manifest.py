@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from embell.engine.spec import EncoderSpec, check_keys
-from embell.errors import CollectionError
+from embell.errors import CollectionError, UsageError
 
 FORMAT = 1
 FILE = "manifest.json"
@@ -92,3 +92,11 @@ class Manifest:
             raise CollectionError(f"{path}: damaged, {missing[0]} is missing")
         encoder = values.pop("encoder")
         return cls(encoder=None if encoder is None else EncoderSpec.from_dict(encoder, str(path)), **values)
+
+
+def check_promise(recall: float | None, memory: int | None) -> None:
+    """Raises UsageError for a recall that cannot be promised, or a memory in bytes that nothing fits into."""
+    if recall is not None and not 0 < recall < 1:
+        raise UsageError(f"recall must lie between 0 and 1, not {recall}; for all of it use the index exact")
+    if memory is not None and memory < 1:
+        raise UsageError(f"the memory for an index must be at least 1 byte, not {memory}")

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from embell.engine.snapshot import MEASURED_AT as K
-from embell.errors import UsageError
 from embell.indexers.exact import ExactIndex
 from embell.indexers.faiss_index import Progress, Settings
 from embell.indexers.vector_index import Candidates
@@ -74,13 +73,6 @@ def nearest(
     found = candidates.positions(queries, k, depth, settings)
     asked, place = np.nonzero(found >= 0)
     return rows.best_of(np.ascontiguousarray(queries, np.float32), k, asked, found[asked, place])
-
-
-def check_target(recall: float) -> float:
-    """Raises UsageError for a recall that cannot be promised."""
-    if not 0 < recall < 1:
-        raise UsageError(f"recall must lie between 0 and 1, not {recall}; for all of it use the index exact")
-    return recall
 
 
 def tune(

@@ -322,6 +322,44 @@ def test_tune_and_optimize_on_the_command_line(embell: Run, inside: Run, tmp_pat
     inside("optimize", target, "--index", "faiss:Nonsense").fails(2, "faiss:Nonsense".removeprefix("faiss:"))
 
 
+def test_a_collection_is_indexed_to_a_recall(inside: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation_module, "AUTO_ROWS", 1000)
+    monkeypatch.setattr(tuning, "QUERIES", 400)
+    monkeypatch.setattr("embell.engine.tuning.exact_qps", lambda rows, queries: 0.0)
+    rows, _ = rows_and_queries(5, 2000, 1)
+    listed = [{"id": f"d{at}", "text": "x", "vector": row.tolist()} for at, row in enumerate(rows)]
+    source, more = write_jsonl(tmp_path / "c.jsonl", listed[:1990]), write_jsonl(tmp_path / "more.jsonl", listed)
+    target = tmp_path / "c.embell"
+    given = ("index", source, "--to", target, "--vector-field", "vector")
+    inside(*given, "--recall", "1.5").fails(2, "recall must lie between 0 and 1")
+    inside(*given, "--recall", "0.9", "--index", "exact").fails(2, "leave out --recall")
+    inside(*given, "--memory", "2GB").fails(2, "--memory goes with --recall")
+    assert not target.exists()
+
+    done = inside(*given, "--recall", "0.9", "--memory", "2GB", "--json")
+    assert (done.status, len(done.lines)) == (0, 1)
+    assert "recall@10 0.9" in done.err
+    manifest = Collection.open(target).manifest
+    assert (manifest.index, manifest.target, manifest.memory, manifest.generation) == ("auto", 0.9, 2 * 10**9, 1)
+    assert manifest.tuned is not None
+    assert manifest.recall == manifest.tuned["recall"] >= 0.9
+    # Said again, or left out, it changes nothing; a few new rows do not build the index anew.
+    for options in (("--recall", "0.9"), ()):
+        assert inside("index", more, "--to", target, "--vector-field", "vector", *options).status == 0
+        assert Collection.open(target).manifest.generation == 1
+    assert inside(*given, "--recall", "0.8").status == 0
+    changed = Collection.open(target).manifest
+    assert (changed.target, changed.memory, changed.generation) == (0.8, 2 * 10**9, 2)
+
+
+def test_an_exact_index_makes_no_promise(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="index exact finds everything"):
+        Collection.create(tmp_path / "c", None, dim=DIM, recall=0.9)
+    with pytest.raises(UsageError, match="at least 1 byte"):
+        Collection.create(tmp_path / "c", None, dim=DIM, index="auto", recall=0.9, memory=0)
+    assert not (tmp_path / "c").exists()
+
+
 @pytest.mark.heavy
 def test_of_twenty_promises_seventeen_hold() -> None:
     """The promise is a mean of 0.95 on queries that were not there when it was made."""
