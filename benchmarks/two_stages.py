@@ -4,7 +4,7 @@
 
 One small decoder is pre-trained on the text in both languages that there is, made an encoder by `training/presets/pairs.toml`, and by
 `training/presets/graded.toml` for each language. Spearman × 100 on the translated STS-B test sets after each stage, and with the second
-stage alone. Half an hour on two cores; the same command goes on where it was stopped.
+stage alone. About half an hour on two cores; the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
