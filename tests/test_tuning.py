@@ -343,6 +343,8 @@ def test_a_collection_is_indexed_to_a_recall(inside: Run, tmp_path: Path, monkey
     assert (manifest.index, manifest.target, manifest.memory, manifest.generation) == ("auto", 0.9, 2 * 10**9, 1)
     assert manifest.tuned is not None
     assert manifest.recall == manifest.tuned["recall"] >= 0.9
+    inside("index", more, "--to", target, "--vector-field", "vector", "--recall", "1.5").fails(2, "recall must lie")
+    assert len(Collection.open(target)) == 1990
     # Said again, or left out, it changes nothing; a few new rows do not build the index anew.
     for options in (("--recall", "0.9"), ()):
         assert inside("index", more, "--to", target, "--vector-field", "vector", *options).status == 0
