@@ -84,6 +84,8 @@ class Collection:
         """
         directory = Path(path)
         check_promise(recall, memory)
+        if memory is not None and recall is None:
+            raise UsageError("a memory goes with a recall: an index is chosen to be fast at a recall, within a memory")
         if recall is not None and index == "exact":
             raise UsageError("the index exact finds everything; leave out the recall, or choose the index auto")
         if encoder is None and dim is None:

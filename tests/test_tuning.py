@@ -357,6 +357,8 @@ def test_a_collection_is_indexed_to_a_recall(inside: Run, tmp_path: Path, monkey
 def test_an_exact_index_makes_no_promise(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="index exact finds everything"):
         Collection.create(tmp_path / "c", None, dim=DIM, recall=0.9)
+    with pytest.raises(UsageError, match="goes with a recall"):
+        Collection.create(tmp_path / "c", None, dim=DIM, index="auto", memory=10**9)
     with pytest.raises(UsageError, match="at least 1 byte"):
         Collection.create(tmp_path / "c", None, dim=DIM, index="auto", recall=0.9, memory=0)
     assert not (tmp_path / "c").exists()
