@@ -1,6 +1,6 @@
 """Exact search: a coarse product finds candidates, float64 scores of the stored rows decide.
 
-The coarse product multiplies int8 codes where the CPU has instructions for it, else float32. How far it can be wrong is known for each
+The coarse product multiplies int8 codes where the CPU has instructions for it, else the stored rows in float32. How far it can be wrong is known for each
 query, so every row that may still be among the best k is scored again: the answer is the reference's, in values and in order.
 
 The vector of a row is its stored float16 row, renormalised in float32. A score is the float64 inner product of that with the query;
@@ -31,6 +31,8 @@ GROUP = 64
 _PRODUCTS = 2**21
 """Products that are in work at a time: they stay in the cache until they have been looked at."""
 _FEWEST_ROWS, _MOST_ROWS = 4096, 2**18
+_STRIP = 2048
+"""Stored rows that are unpacked to float32 at a time: they are multiplied while they are in the cache."""
 _MOST_CANDIDATES = 2_000_000
 _MERGED = 8
 """Candidates of a query after which the k-th best so far is looked for anew, on the average."""
@@ -401,10 +403,11 @@ class ExactIndex:
                     torch._int_mm(coded.codes, right, out=products)
                     numbers = products, coded.scale, coded.offset, coded.error
                 else:
-                    right = torch.from_numpy(renormalise(segment.rows[some])).T
-                    products = torch.mm(left, right, out=room[: len(queries) * right.shape[1]].view(len(queries), -1))
+                    rows = torch.from_numpy(segment.rows[some])
+                    products = room[: len(queries) * len(rows)].view(len(queries), -1)
+                    _multiply(left, rows, products)
                     none = np.zeros(len(queries))
-                    numbers = products, none + 1, none, none + _float_error(self.dim)
+                    numbers = products, none + 1, none, none + _rough_error(self.dim)
                 if barred is not None:
                     products.masked_fill_(barred[begin : begin + size], int(_LOWEST))
                 if len(loose) and chosen is None:
@@ -544,14 +547,21 @@ class ExactIndex:
         return scores
 
 
+def _multiply(queries: Tensor, rows: Tensor, out: Tensor) -> None:
+    """Float32 products `(q, n)` of queries with rows as they are stored, `_STRIP` of which are unpacked at a time."""
+    unpacked = torch.empty((min(_STRIP, len(rows)), rows.shape[1]))
+    for begin in range(0, len(rows), _STRIP):
+        strip = rows[begin : begin + _STRIP]
+        torch.mm(queries, unpacked[: len(strip)].copy_(strip).T, out=out[:, begin : begin + _STRIP])
+
+
 def _rough_error(dim: int) -> float:
-    """As `_float_error`, and what float16 changes of a row's length: 2^-11 of it, and a little for components too small for it."""
-    return float(_float_error(dim) + 2**-11 + dim**0.5 * 2**-24)
+    """More than the float32 inner product of a unit vector with a row as it is stored is off from that with the row's vector.
 
-
-def _float_error(dim: int) -> float:
-    """More than an inner product of unit vectors in float32 loses, in whatever order it is summed (Higham, 2002, section 3.1)."""
-    return 2 * (dim + 8) * 2.0**-24
+    What float32 loses, in whatever order it is summed (Higham, 2002, section 3.1), and what float16 changes of a row's length: 2^-11 of it, and
+    a little for components too small for it.
+    """
+    return 2 * (dim + 8) * 2.0**-24 + 2**-11 + float(dim) ** 0.5 * 2**-24
 
 
 def _maxima(products: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def _article(row: Row, rng: random.Random) -> Groups:
     sentences = [" ".join(sentence.split()) for sentence in split_sentences(text)]
     good = [at for at, sentence in enumerate(sentences) if usable(sentence, 20, 240)]
     if len(good) > 6:
-        for at in rng.sample(good[:-3], min(3 if len(text) > 6000 else 1, len(good) - 3)):
+        for at in rng.sample(good[:-3], min(6 if len(text) > 6000 else 2, len(good) - 3)):
             near = [sentence for sentence in sentences[at : at + 3] if usable(sentence, 20, 240)]
             yield [*near, title] if rng.random() < 0.3 else near
     paragraphs = list(split_paragraphs(text))
@@ -183,8 +183,8 @@ def _splits(rows: list[Row], rng: random.Random) -> Groups:
 _WIKIPEDIA = "CC BY-SA (Wikipedia)"
 
 SHIPPABLE: tuple[Source, ...] = (
-    Source("text/enwiki_a.jsonl.xz", _WIKIPEDIA, _articles, 110_000, 3),
-    Source("text/enwiki_b.jsonl.xz", _WIKIPEDIA, _articles, 45_000, 3),
+    Source("text/enwiki_a.jsonl.xz", _WIKIPEDIA, _articles, 200_000, 3),
+    Source("text/enwiki_b.jsonl.xz", _WIKIPEDIA, _articles, 80_000, 3),
     Source("text/openstax_md.jsonl.xz", "CC BY (OpenStax)", _articles, 6_000, 6),
     Source("text/factbook.jsonl", "CC0", _articles, 4_000, 3),
     Source("dict/oewn_synsets.jsonl.xz", "CC BY 4.0 + WordNet licence", _synsets, 55_000),
