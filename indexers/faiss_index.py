@@ -72,7 +72,7 @@ class FaissIndex:
                 progress("training", 0.0)
             step = max(1, len(rows) // _TRAIN)
             try:
-                self._index.train(_turned(rows[::step]))
+                _train(self._index, _turned(rows[::step]))
             except RuntimeError as error:
                 raise UsageError(
                     f"{len(rows)} rows are too few to train this FAISS index on; use exact, or a smaller index"
@@ -192,6 +192,18 @@ class FaissIndex:
         if isinstance(index, faiss.IndexHNSW):
             return {"efSearch": max(128, 4 * k)}
         return {"nprobe": max(8, index.nlist // 8)} if isinstance(index, faiss.IndexIVF) else {}
+
+
+def _train(index: Any, rows: Array) -> None:
+    """Train an index; graphics cards that FAISS sees (it does in the wheel faiss-gpu) compare the rows with the centres of lists."""
+    faiss = load_faiss()
+    inner = _innermost(index)
+    if isinstance(inner, faiss.IndexIVF) and faiss.get_num_gpus():
+        inner.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(inner.d))
+        index.train(rows)
+        inner.clustering_index = None
+    else:
+        index.train(rows)
 
 
 def _innermost(index: Any) -> Any:

@@ -1,7 +1,7 @@
 """Muon: momentum whose matrix is made orthogonal before it is applied (Jordan et al. 2024), AdamW for what is no matrix of a layer.
 
 torch has a Muon that orthogonalises in bfloat16 whatever the hardware; on a CPU without bf16 units its products are emulated
-and take longer than the rest of a step. This one computes in the dtype of the weights, all matrices of one shape at once.
+and take longer than the rest of a step. This one computes in the precision that the run computes in, all matrices of one shape at once.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ class MuonAdamW(torch.optim.AdamW):
 
     def __init__(
         self, model: nn.Module, learning_rate: float, weight_decay: float, *, muon: bool, table_rate: float = 1.0,
-        momentum: float = 0.95,
+        momentum: float = 0.95, precision: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
         """Trains what has gradients in `model`; only the matrices of linear layers decay.
 
-        `table_rate` multiplies the learning rate of token tables, whose rows are large beside the weights of a layer.
+        `table_rate` multiplies the learning rate of token tables, whose rows are large beside the weights of a layer. Matrices are made
+        orthogonal in `precision`.
         """
+        self._precision = precision
         matrices, tables, others = sort(model)
         groups: list[dict[str, Any]] = [
             {"params": others, "weight_decay": 0.0, "momentum": None},
@@ -61,9 +63,12 @@ class MuonAdamW(torch.optim.AdamW):
                 parameter.grad = None  # so that AdamW passes it over
             for shape, pairs in by_shape.items():
                 scale = -group["lr"] * 0.2 * max(shape) ** 0.5
-                for (parameter, _), step in zip(pairs, orthogonal(torch.stack([one for _, one in pairs])), strict=True):
+                for (parameter, _), step in zip(pairs, self._orthogonal([one for _, one in pairs]), strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=scale)
         return super().step(closure)  # type: ignore[no-any-return]
+
+    def _orthogonal(self, matrices: list[Tensor]) -> Tensor:
+        return orthogonal(torch.stack(matrices).to(self._precision)).to(matrices[0].dtype)
 
 
 def sort(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

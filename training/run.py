@@ -156,9 +156,11 @@ def train(
     if options.steps is not None:
         steps = min(steps, options.steps)
     device = next(model.parameters()).device
+    bf16 = _bf16(options.precision, device)
     optimizer = MuonAdamW(
-        model, options.learning_rate, options.weight_decay, muon=options.optimizer == "muon", table_rate=options.table_rate
-    )
+        model, options.learning_rate, options.weight_decay, muon=options.optimizer == "muon", table_rate=options.table_rate,
+        precision=torch.bfloat16 if bf16 else torch.float32,
+    )  # fmt: skip
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, options))
     report = Progress(run / METRICS, steps, options, evaluate)
     arguments = TrainingArguments(
@@ -167,7 +169,7 @@ def train(
         per_device_train_batch_size=1,
         gradient_accumulation_steps=options.accumulate,
         max_grad_norm=options.clip,
-        bf16=_bf16(options.precision, device),
+        bf16=bf16,
         use_cpu=device.type == "cpu",
         seed=options.seed,
         save_strategy="steps",
