@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,16 +137,17 @@ def index(
             collection = Collection.create(
                 target, encoder, dim=dim, chunk=chunk, index=kind, recall=recall, memory=memory, exist_ok=True
             )
-        with progress("Indexing") as step:
+        with ExitStack() as bar:
             done = collection.add(
                 documents,
                 prune=lambda: prune and not report.rejected,
                 commit_rows=commit_rows,
-                progress=step,
+                progress=bar.enter_context(progress("Indexing")),
                 on_wait=waiting,
                 on_warning=note,
                 on_note=note,
                 on_reject=left_out if corpus.keep_going else None,
+                building=_one_after_the_other(bar),
             )
         promised = collection.manifest
         memory = promised.memory if memory is None else memory
@@ -158,6 +159,19 @@ def index(
     if prune and report.rejected:
         raise CollectionError("nothing was pruned, because some rows could not be read; see the rejects")
     _tell(done, report, collection, target, as_json)
+
+
+def _one_after_the_other(bar: ExitStack) -> Callable[[str, float], None]:
+    """What tells of the building of the index: with a bar of its own, which takes the place of the one that is there."""
+    steps: list[Callable[[str, float], None]] = []
+
+    def step(stage: str, share: float) -> None:
+        if not steps:
+            bar.close()
+            steps.append(bar.enter_context(compared("Building the index")))
+        steps[0](stage, share)
+
+    return step
 
 
 def _again(first: Document, rest: Iterator[Document]) -> Iterator[Document]:

@@ -176,6 +176,7 @@ class Collection:
         on_reject: Callable[[EmbellError, Document], None] | None = None,
         on_warning: Callable[[str], None] | None = None,
         on_note: Callable[[str], None] | None = None,
+        building: Callable[[str, float], None] | None = None,
     ) -> AddReport:
         """Bring documents in; only those that are new or whose text changed are encoded.
 
@@ -185,7 +186,7 @@ class Collection:
         number of documents done since the last call. With `on_reject`, a document that cannot be used is handed
         to it and left out, instead of stopping. `on_warning` is told, once, if most documents are in a language
         that the model was not trained on (default: a Python warning). `on_note` is told beforehand about how long the
-        index will take that is built when all documents are in, where that is long.
+        index will take that is built when all documents are in, where that is long; `building` its stages, and the share that is done.
 
         Raises CorpusError for an id that stands twice or a field that does not fit its column, after committing
         what came before it; CollectionError for vectors of another width, with NaN, or of length zero.
@@ -196,7 +197,7 @@ class Collection:
             self._reload()
             self._store.repair()
             report = ingest(self, documents, prune, commit_rows, commit_seconds, progress, on_reject, on_warning or warnings.warn)
-            self._refresh_index(on_note)
+            self._refresh_index(building, on_note)
         return report
 
     @overload
@@ -482,11 +483,11 @@ class Collection:
             self._snapshot = Snapshot.take(self.path, self._manifest, self._store)
         return self._snapshot
 
-    def _refresh_index(self, on_note: Callable[[str], None] | None) -> None:
+    def _refresh_index(self, progress: Callable[[str, float], None] | None, on_note: Callable[[str], None] | None) -> None:
         """Rebuild the index if too much of the collection lies outside it."""
         snapshot = self._look()
         if snapshot.outside > _REBUILD_SHARE * len(self) or (self._manifest.generation == 0 and len(self)):
-            self._build_index(None, None, on_note)
+            self._build_index(None, progress, on_note)
 
     def _build_index(
         self, queries: Array | None, progress: Callable[[str, float], None] | None, on_note: Callable[[str], None] | None

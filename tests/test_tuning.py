@@ -354,6 +354,21 @@ def test_a_collection_is_indexed_to_a_recall(inside: Run, tmp_path: Path, monkey
     assert (changed.target, changed.memory, changed.generation) == (0.8, 2 * 10**9, 2)
 
 
+def test_adding_tells_how_far_the_index_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation_module, "AUTO_ROWS", 1000)
+    monkeypatch.setattr(tuning, "QUERIES", 400)
+    rows, _ = rows_and_queries(6, 2000, 1)
+    told: list[tuple[str, float]] = []
+    made = Collection.create(tmp_path / "c", None, dim=DIM, index="auto", recall=0.9)
+    made.add((Document(f"d{at}", "x", {}, row) for at, row in enumerate(rows)), building=lambda *step: told.append(step))
+    stages = list(dict.fromkeys(stage for stage, _ in told))
+    assert stages == ["reading rows", "training", "adding rows", "trying settings"]
+    for stage in stages:
+        shares = [share for name, share in told if name == stage]
+        assert shares == sorted(shares)
+        assert 0 <= shares[0] <= shares[-1] <= 1
+
+
 def test_an_exact_index_makes_no_promise(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="index exact finds everything"):
         Collection.create(tmp_path / "c", None, dim=DIM, recall=0.9)
