@@ -166,7 +166,7 @@ def test_killed_and_run_again_the_file_is_that_of_a_run_left_alone(
         assert [name.replace("\n", " ") for name in names] == ids
         assert names[2] == "line\n3"
         spec = EncoderSpec.from_dict(orjson.loads(metadata[b"embell"]), "the file")
-        assert (spec.backbone, spec.dim, spec.dtype) == (str(model), 32, "float32")
+        assert (spec.backbone, spec.dim, spec.dtype) == (str(model), 32, Encoder.load(model).spec.dtype)
         assert metadata[b"embell.kind"] == b"document"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ids", "rows.jsonl", output]
 
@@ -213,7 +213,7 @@ def test_a_bad_text_is_named_by_its_place_and_costs_nothing(embell: Run, tmp_pat
 def test_another_source_or_encoder_is_refused_and_restart_begins_anew(tmp_path: Path, model: Path) -> None:
     source, part = tmp_path / "rows.jsonl", tmp_path / "v.npy.part"
     write(source)
-    options = ["--max-length", "100", "--on-long", "chunk"]
+    options = ["--max-length", "100", "--on-long", "chunk", "--dtype", "float32"]
     fails(invoke(tmp_path, model, "v.npy", *options), 1, "rows.jsonl:100:", "98 rows kept")
     kept = {path.name: path.read_bytes() for path in part.iterdir()}
 

@@ -461,4 +461,6 @@ def test_the_result_loads_in_sentence_transformers(world: World, calm: Path) -> 
 
     texts = [row["query"] for row in world.rows[:5]]
     theirs = SentenceTransformer(str(calm), trust_remote_code=True, device="cpu").encode(texts, normalize_embeddings=True)
-    torch.testing.assert_close(torch.tensor(theirs), torch.tensor(Encoder.load(calm).encode(texts)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        torch.tensor(theirs), torch.tensor(Encoder.load(calm, dtype="float32").encode(texts)), rtol=0, atol=1e-5
+    )

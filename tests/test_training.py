@@ -139,7 +139,7 @@ def test_contrastive_with_a_guide(world: World, teacher: Path, tmp_path: Path) -
     rows = [world.rows[at] for at in first_batch([tuple(row.values()) for row in world.rows])]
     texts = [[row[name] for row in rows] for name in ("query", "positive", "negative")]
     columns = [vectors_of(world.model, column, start_layer=2) for column in texts]
-    guide = [Encoder.load(teacher).encode(column) for column in texts]
+    guide = [Encoder.load(teacher, dtype="float32").encode(column) for column in texts]
     masked = guide[0] @ np.concatenate(guide[1:]).T > 0.85
     assert 16 < masked.sum() < 200
     check(tmp_path / "run", GUIDED, infonce(columns, masked), 20)

@@ -81,7 +81,7 @@ def contrastive(
         raise CorpusError(f"{data[0]}: one pair is not enough, a query needs the positives of others to be told from")
     student = Student(encoder.load(model), nesting.depths, lora)
     nesting.check(student.encoder.dim)
-    guard = None if guide is None else Encoder.load(guide)
+    guard = None if guide is None else Encoder.load(guide, dtype=run.frozen_dtype)
     tokens = TokenisedTexts(student.encoder)
 
     def make(rows: Sequence[int]) -> Examples:

@@ -110,7 +110,7 @@ def distill(
     groups = read_groups(data, text)
     texts = [one for group in groups for one in group]
     begins = torch.tensor([0, *map(len, groups)]).cumsum(0).tolist()
-    source = Teacher(teacher, teacher_length, output / "teacher", texts, principal)
+    source = Teacher(teacher, teacher_length, output / "teacher", texts, principal, run.frozen_dtype)
     start = fresh_student(shape, source, texts, output / "student", run.seed, fit_steps, phrases) if model == NEW else model
     student = Student(encoder.load(start), nesting.depths, lora)
     nesting.check(student.encoder.dim)
@@ -128,9 +128,10 @@ def distill(
 
     def loss(deep: list[Tensor], shallow: dict[int, list[Tensor]], targets: dict[str, Tensor]) -> Tensor:
         """Slices learn similarities alone: their cosine to the teacher's slice is part of that of the whole."""
+        view = losses.batch_view(targets["teacher"], temperature)
 
         def one(vectors: Tensor, whole: bool) -> Tensor:
-            found = similarity_weight * losses.to_similarities(vectors, targets["teacher"], temperature)
+            found = similarity_weight * losses.to_view(vectors, view, temperature)
             if whole and cosine_weight:
                 found = found + cosine_weight * losses.to_teacher(vectors, targets["teacher"][:, :dim])
             return found

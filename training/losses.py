@@ -130,14 +130,26 @@ def to_similarities(student: Tensor, teacher: Tensor, temperature: float = 0.05)
 
     Source: the recipe of embell-mini. Raises UsageError if the numbers of rows differ.
     """
-    if len(student) != len(teacher):
-        raise UsageError(f"student and teacher must have the same number of rows, not {len(student)} and {len(teacher)}")
+    return to_view(student, batch_view(teacher.detach(), temperature), temperature)
+
+
+def batch_view(vectors: Tensor, temperature: float = 0.05) -> Tensor:
+    """How each text sees the others of its batch: log softmax `(n, n)` of cosines divided by `temperature`, itself left out (-1e9)."""
+    unit = _unit(vectors)
+    table = (unit / temperature) @ unit.T
+    return F.log_softmax(table.masked_fill(_own(table), -1e9), dim=-1)  # not -inf: a divergence would be 0 * (inf - inf)
+
+
+def to_view(student: Tensor, view: Tensor, temperature: float = 0.05) -> Tensor:
+    """`to_similarities` where the teacher's `batch_view` is at hand: a table of the whole batch, needed for each width and depth.
+
+    Raises UsageError if the numbers of rows differ.
+    """
+    if len(student) != len(view):
+        raise UsageError(f"student and teacher must have the same number of rows, not {len(student)} and {len(view)}")
     if len(student) < 2:
         return (student * 0).sum()
-    tables = [unit @ unit.T / temperature for unit in (_unit(student), _unit(teacher.detach()))]
-    # not -inf: the divergence would be 0 * (inf - inf)
-    log_student, log_teacher = (F.log_softmax(table.masked_fill(_own(table), -1e9), dim=-1) for table in tables)
-    return F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
+    return F.kl_div(batch_view(student, temperature), view, log_target=True, reduction="batchmean")
 
 
 def to_scores(cosines: Tensor, scores: Tensor) -> Tensor:

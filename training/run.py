@@ -50,7 +50,8 @@ class RunOptions:
         weight_decay: decoupled weight decay of matrices
         optimizer: adamw, or muon for the matrices of the layers and adamw for the rest
         clip: gradients are cut to this norm
-        precision: auto takes bfloat16 where the hardware computes in it; weights are kept in float32 either way
+        precision: auto takes bfloat16 where the hardware computes in it; weights are kept in float32 either way; with float32, a teacher or
+            guide computes in it too
         seed: decides the order of rows, dropout and fresh weights
         threads: CPU threads
         report_every: steps between two lines of metrics
@@ -76,6 +77,11 @@ class RunOptions:
     report_every: int = 10
     evaluate_every: int = 0
     checkpoint_every: int = 200
+
+    @property
+    def frozen_dtype(self) -> str | None:
+        """The numbers that a teacher or guide computes in; None: what the hardware is fast in."""
+        return "float32" if self.precision == "float32" else None
 
     def start(self) -> None:
         """Set the seed and the threads of this process.

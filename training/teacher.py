@@ -22,13 +22,17 @@ SAMPLE = 30_000
 class Teacher:
     """An encoder's unit vectors of a run's texts, each computed once and kept beside the run as float16."""
 
-    def __init__(self, model: str, length: int | None, folder: Path, texts: Sequence[str], principal: bool) -> None:
+    def __init__(
+        self, model: str, length: int | None, folder: Path, texts: Sequence[str], principal: bool, dtype: str | None = None
+    ) -> None:
         """`length` tokens are read at a time and pieces averaged; `principal` turns the vectors to their principal axes.
+
+        `dtype` as for `Encoder.load`.
 
         Raises EncoderError for a model that is no encoder.
         """
         options: dict[str, Any] = {} if length is None else {"max_length": length, "on_long": "chunk"}
-        self.encoder = Encoder.load(model, **options)
+        self.encoder = Encoder.load(model, dtype=dtype, **options)
         self._texts, self._folder, self._principal = texts, folder, principal
         self._axes: Tensor | None = None
         made_of = hashlib.sha256(
