@@ -125,7 +125,8 @@ def index(
             collection = Collection.open(target, model.for_collection(target))
             _check_made_so(collection, chunk, own)
             if kind is not None and kind != collection.manifest.index:
-                collection.optimize(kind, on_note=note)
+                with compared("Building the index") as working:
+                    collection.optimize(kind, progress=working, on_note=note)
         else:
             if kind is not None:
                 from embell.indexers.vector_index import check_kind

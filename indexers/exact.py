@@ -561,7 +561,7 @@ def _rough_error(dim: int) -> float:
     What float32 loses, in whatever order it is summed (Higham, 2002, section 3.1), and what float16 changes of a row's length: 2^-11 of it, and
     a little for components too small for it.
     """
-    return 2 * (dim + 8) * 2.0**-24 + 2**-11 + float(dim) ** 0.5 * 2**-24
+    return float(2 * (dim + 8) * 2**-24 + 2**-11 + dim**0.5 * 2**-24)
 
 
 def _maxima(products: Tensor) -> Tensor:

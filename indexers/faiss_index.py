@@ -198,11 +198,17 @@ def _train(index: Any, rows: Array) -> None:
     """Train an index; graphics cards that FAISS sees (it does in the wheel faiss-gpu) compare the rows with the centres of lists."""
     faiss = load_faiss()
     inner = _innermost(index)
-    if isinstance(inner, faiss.IndexIVF) and faiss.get_num_gpus():
-        inner.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(inner.d))
+    if not isinstance(inner, faiss.IndexIVF) or not faiss.get_num_gpus():
+        index.train(rows)
+        return
+    try:
+        cards = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(inner.d))
+        inner.clustering_index = cards
+        cards.this.own(True)  # the assignment took it away, and an index does not free this part of it
         index.train(rows)
         inner.clustering_index = None
-    else:
+    except RuntimeError:  # the cards' memory may be full of other things
+        inner.clustering_index = None
         index.train(rows)
 
 

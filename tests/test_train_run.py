@@ -430,7 +430,8 @@ def test_orthogonal_moves_singular_values_near_one() -> None:
         assert float(cosine) > 0.97
 
 
-def test_muon_is_for_matrices_of_layers_and_equals_torch_s(student: Student) -> None:
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_muon_is_for_matrices_of_layers_and_equals_torch_s(student: Student, precision: torch.dtype) -> None:
     assert [len(group) for group in sort(student)] == [56, 0, 0]
     whole = sort(Student(OPTIONS.load(str(student.encoder.spec.backbone))))
     assert [len(group) for group in whole] == [28, 1, 9]
@@ -441,7 +442,7 @@ def test_muon_is_for_matrices_of_layers_and_equals_torch_s(student: Student) -> 
     module = torch.nn.Linear(16, 24)
     module.weight.data, module.bias.data = start[0].clone(), start[1].clone()
     mine, theirs = [module.weight, module.bias], [tensor.clone().requires_grad_() for tensor in start]
-    optimizer = MuonAdamW(module, 0.01, 0.1, muon=True)
+    optimizer = MuonAdamW(module, 0.01, 0.1, muon=True, precision=precision)
     muon = torch.optim.Muon([theirs[0]], lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW([theirs[1]], lr=0.01, weight_decay=0.0, betas=(0.9, 0.98))
     for _, pair in product(range(4), ([mine, theirs],)):

@@ -87,6 +87,20 @@ def test_packed_vectors_and_gradients_are_those_of_transformers(
     assert sorted(by_depth) == [1, 3]
 
 
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", PACKED)
+def test_packed_vectors_in_bfloat16_are_near_those_in_float32(directories: dict[str, Path], family: str, weights: str) -> None:
+    student = Student(Encoder.load(directories[family], start_layer=1, dtype=weights))
+    rows = student.encoder.tokenise(TEXTS, "document").rows
+    with torch.autocast("cpu", torch.bfloat16, enabled=weights == "float32"):
+        vectors = student(rows)[0]
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients(student, vectors).values())
+    precise = torch.from_numpy(Encoder.load(directories[family], start_layer=1, dtype="float32").encode(TEXTS))
+    cosines = torch.cosine_similarity(vectors.detach().float(), precise)
+    assert float(cosines.min()) > 0.999
+    assert not torch.equal(torch.nn.functional.normalize(vectors.detach().float()), precise)
+
+
 @cache
 def vectors_at(directory: Path, depth: int, **options: Any) -> np.ndarray:
     """Those of the encoder of so many layers."""

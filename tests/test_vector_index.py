@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,7 +85,9 @@ def test_exact_search_is_the_reference_in_values_and_order(data: st.DataObject) 
     if allowed is not None:
         truth[:, ~allowed] = -np.inf
     exist = min(k, n if allowed is None else int(allowed.sum()))
-    scores, keys = index.search(queries, k, allowed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact_module, "_STRIP", data.draw(st.sampled_from([7, 2048])))
+        scores, keys = index.search(queries, k, allowed)
     np.testing.assert_array_equal(keys[:, :exist], ranked(truth, exist))
     assert (keys[:, exist:] == -1).all()
     np.testing.assert_allclose(scores[:, :exist], np.take_along_axis(truth, ranked(truth, exist), 1), rtol=0, atol=1e-12)
@@ -116,6 +119,21 @@ def test_codes_are_within_the_error_they_state(data: st.DataObject) -> None:
     off = np.abs(coarse - reference(queries, stored)) - coded.error[:, None]
     off[:, codes.loose] = -1
     assert off.max() <= 0
+
+
+@given(data=st.data())
+@settings(max_examples=40)
+def test_products_of_stored_rows_are_within_the_error_they_state(data: st.DataObject) -> None:
+    """As above for processors without int8: rows whose components may be too small for float16, of any length that rounding leaves."""
+    dim, n = data.draw(st.sampled_from([2, 8, 384, 4096])), data.draw(st.integers(1, 40))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    rows = rng.standard_normal((n, dim)) * data.draw(st.sampled_from([1.0, 1e-5, 1e-7]))
+    rows[np.arange(n), rng.integers(0, dim, n)] += data.draw(st.sampled_from([0.0, 1.0]))
+    stored = renormalise(rows).astype(np.float16)
+    queries = renormalise(np.concatenate([stored[:5], rng.standard_normal((5, dim))]))
+    found = torch.empty(len(queries), n)
+    exact_module._multiply(torch.from_numpy(queries), torch.from_numpy(stored), found)
+    assert np.abs(found.numpy() - reference(queries, stored)).max() <= exact_module._rough_error(dim)
 
 
 def test_rows_unlike_the_sample_are_loose_and_still_found(monkeypatch: pytest.MonkeyPatch) -> None:

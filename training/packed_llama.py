@@ -66,6 +66,7 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, packing: Packing, cau
     at least: for bfloat16, oneDNN compiles a kernel for each shape, and these shapes hardly come twice.
     """
     sizes = [run.texts * run.length for run in packing.runs]
+    dtype = values.dtype
     on_cpu = not values.is_cuda  # there the fused kernel's backward pass is several times slower than two products
     if on_cpu:
         queries, keys, values = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (queries, keys, values))
@@ -84,4 +85,4 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, packing: Packing, cau
             else:
                 read = functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
             parts.append(read.transpose(1, 2).flatten(2).flatten(0, 1))
-    return torch.cat(parts)
+    return torch.cat(parts).to(dtype)

@@ -36,7 +36,7 @@ class Teacher:
         self._texts, self._folder, self._principal = texts, folder, principal
         self._axes: Tensor | None = None
         made_of = hashlib.sha256(
-            repr((self.encoder.spec.fingerprint, length, list(texts))).encode(errors="surrogatepass")
+            repr((self.encoder.spec.fingerprint, self.encoder.spec.dtype, length, list(texts))).encode(errors="surrogatepass")
         ).hexdigest()
         mark, path = folder / "made_of", folder / "vectors.f16"
         if not (mark.is_file() and mark.read_text() == made_of):
