@@ -10,7 +10,7 @@ equal scores are ordered by key.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from embell.indexers.codes import Codes, int8_products, renormalise
+from embell.indexers.shortlist import GROUP, LOWEST, Block, Shortlist, maxima, ranks
 from embell.indexers.vector_index import Array
 from embell.indexers.workers import each_on_a_core
 
@@ -26,8 +27,6 @@ QUERIES = 256
 """Queries that are answered together."""
 _FEWEST_QUERIES = 128
 """Queries for each core from which on each answers its own share."""
-GROUP = 64
-"""Rows of which only the largest product is looked at first."""
 _PRODUCTS = 2**21
 """Products that are in work at a time: they stay in the cache until they have been looked at."""
 _FEWEST_ROWS, _MOST_ROWS = 4096, 2**18
@@ -44,8 +43,6 @@ _SHARED = 1024
 """Pairs from which on every core scores a share of them."""
 FEW = 32
 """Partners that come with a row that has too many of them."""
-_LOWEST = -1e9
-"""Below every score: stands where rows take no part. As a product, below all of those."""
 
 
 @dataclass
@@ -55,110 +52,6 @@ class _Segment:
     keys: Array
     rows: Array
     codes: Codes | None = None
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Coarse products `(q, rows)` of some rows: a row's score is scale * product + offset, give or take error, each `(q,)`.
-
-    The rows stand at `start` and after, or at `start` + `chosen`.
-    """
-
-    start: int
-    chosen: Array | None
-    products: Tensor
-    scale: Array
-    offset: Array
-    error: Array
-
-    def least(self, scores: Array) -> Tensor:
-        """The smallest product `(q,)` of a row whose score may be as large as that of `scores` `(q,)`."""
-        wanted = ((np.maximum(scores, -2) - self.error - self.offset) / self.scale).clip(_LOWEST / 2, -_LOWEST)
-        if self.products.dtype == torch.int32:
-            return torch.from_numpy(np.ceil(wanted).astype(np.int32))
-        return torch.from_numpy(np.nextafter(wanted.astype(np.float32), np.float32(-np.inf)))
-
-    def lows(self, products: Tensor) -> Tensor:
-        """What the scores behind products `(q, n)` are at least; float64."""
-        low: Tensor = (
-            products.double() * torch.from_numpy(self.scale)[:, None] + torch.from_numpy(self.offset - self.error)[:, None]
-        )
-        return low
-
-
-@dataclass
-class _Candidates:
-    """Pairs of a query and a position that may belong to the answer, and what their scores are at least and at most."""
-
-    queries: list[Array] = field(default_factory=list)
-    positions: list[Array] = field(default_factory=list)
-    lows: list[Array] = field(default_factory=list)
-    highs: list[Array] = field(default_factory=list)
-    held: int = 0
-
-    def take(self, block: _Block, least: Tensor) -> None:
-        """Add the rows of a block whose product is `least` `(q,)` or more."""
-        count, rows = block.products.shape
-        whole = rows - rows % GROUP
-        groups = block.products[:, :whole].reshape(count, whole // GROUP, GROUP)
-        asked, group = (groups.amax(dim=2) >= least[:, None]).nonzero(as_tuple=True)
-        near = groups[asked, group]
-        at, inside = (near >= least[asked, None]).nonzero(as_tuple=True)
-        queries, columns, products = asked[at], group[at] * GROUP + inside, near[at, inside]
-        if whole < rows:
-            rest = block.products[:, whole:]
-            more, inside = (rest >= least[:, None]).nonzero(as_tuple=True)
-            queries, columns = torch.cat([queries, more]), torch.cat([columns, inside + whole])
-            products = torch.cat([products, rest[more, inside]])
-        chosen = queries.numpy()
-        middle = products.numpy() * block.scale[chosen] + block.offset[chosen]
-        error = block.error[chosen]
-        places = columns.numpy() if block.chosen is None else block.chosen[columns.numpy()]
-        self.add(chosen, places + block.start, middle - error, middle + error)
-
-    def add(self, queries: Array, positions: Array, lows: Array, highs: Array) -> None:
-        self.queries.append(queries)
-        self.positions.append(positions)
-        self.lows.append(lows)
-        self.highs.append(highs)
-        self.held += len(queries)
-
-    def kth(self, best: Tensor, since: int) -> Tensor:
-        """`best` `(q, k)`, the largest lows so far, with those that were added from the part number `since` on."""
-        queries, lows = (np.concatenate(parts[since:]) for parts in (self.queries, self.lows))
-        order = np.argsort(queries.astype(np.uint16), kind="stable")  # a radix sort; there are not more than QUERIES
-        queries, lows = queries[order], lows[order]
-        places = _places(queries)
-        table = np.full((len(best), places.max(initial=-1) + 1), -np.inf)
-        table[queries, places] = lows
-        return torch.cat([best, torch.from_numpy(table)], dim=1).topk(best.shape[1], dim=1).values
-
-    def thin(self, part: int, crowded: Array, sure: Array) -> None:
-        """Of these queries (a bool array), keep in one part only the first `FEW` that are `sure`."""
-        queries = self.queries[part]
-        chosen = np.flatnonzero(sure & crowded[queries])
-        chosen = chosen[np.argsort(queries[chosen].astype(np.uint16), kind="stable")]  # a radix sort, as in `kth`
-        counts = np.bincount(queries[chosen], minlength=len(crowded))
-        rank = np.arange(len(chosen)) - np.repeat(np.cumsum(counts) - counts, counts)
-        kept = ~crowded[queries]
-        kept[chosen[rank < FEW]] = True
-        self.held -= int((~kept).sum())
-        self.queries[part], self.positions[part] = queries[kept], self.positions[part][kept]
-        self.lows[part], self.highs[part] = self.lows[part][kept], self.highs[part][kept]
-
-    def everywhere(self, queries: int, positions: Array) -> None:
-        """Add positions for every query, whatever their scores are."""
-        unknown = np.full(queries * len(positions), np.inf)
-        self.add(np.repeat(np.arange(queries), len(positions)), np.tile(positions, queries), -unknown, unknown)
-
-    def among(self, reach: Array) -> tuple[Array, Array]:
-        """Queries and positions of the pairs that may reach `reach` `(q,)`; by query."""
-        if not self.held:
-            return np.empty(0, np.int64), np.empty(0, np.int64)
-        queries, positions, highs = map(np.concatenate, (self.queries, self.positions, self.highs))
-        kept = np.flatnonzero(highs >= reach[queries])
-        kept = kept[np.argsort(queries[kept], kind="stable")]
-        return queries[kept], positions[kept]
 
 
 class ExactIndex:
@@ -199,7 +92,7 @@ class ExactIndex:
 
         size = self._together(len(queries))
         for begin, (asked, found, positions) in each_on_a_core(answer, range(0, len(queries), size)):
-            place = begin + asked, _places(asked)
+            place = begin + asked, ranks(asked)
             scores[place], keys[place] = found, all_keys[positions]
         return scores, keys
 
@@ -304,7 +197,7 @@ class ExactIndex:
             rough = self._rough(queries, asked, positions)
             order = np.lexsort((-rough, asked))
             kth = np.full(len(queries), -np.inf)
-            last = order[_places(asked) == k - 1]
+            last = order[ranks(asked) == k - 1]
             kth[asked[last]] = rough[last]
             kept = rough >= kth[asked] - 2 * _rough_error(self.dim)
             asked, positions = asked[kept], positions[kept]
@@ -314,7 +207,7 @@ class ExactIndex:
             order = (inside + np.arange(0, len(asked), each)[:, None])[:, :k].ravel()
         else:
             order = np.lexsort((positions, -scores, asked))
-            order = order[_places(asked) < k]
+            order = order[ranks(asked) < k]
         return asked[order], scores[order], positions[order]
 
     def save(self, directory: Path) -> None:
@@ -367,7 +260,7 @@ class ExactIndex:
         shares = cores * -(-queries // (cores * QUERIES))
         return -(-queries // shares) if queries >= cores * _FEWEST_QUERIES else QUERIES
 
-    def _blocks(self, queries: Array, allowed: Array | None, until: int | None) -> Iterator[_Block]:
+    def _blocks(self, queries: Array, allowed: Array | None, until: int | None) -> Iterator[Block]:
         """Coarse products of the queries with all rows, some rows at a time; only with those allowed, and before `until`.
 
         The products of a block are overwritten by those of the next.
@@ -409,13 +302,13 @@ class ExactIndex:
                     none = np.zeros(len(queries))
                     numbers = products, none + 1, none, none + _rough_error(self.dim)
                 if barred is not None:
-                    products.masked_fill_(barred[begin : begin + size], int(_LOWEST))
+                    products.masked_fill_(barred[begin : begin + size], int(LOWEST))
                 if len(loose) and chosen is None:
                     out = loose[np.searchsorted(loose, begin) : np.searchsorted(loose, begin + products.shape[1])]
-                    products[:, torch.from_numpy(out - begin)] = int(_LOWEST)
+                    products[:, torch.from_numpy(out - begin)] = int(LOWEST)
                 elif len(loose):
-                    products[:, torch.from_numpy(np.isin(some, loose))] = int(_LOWEST)
-                yield _Block(start + begin, None, *numbers) if chosen is None else _Block(start, some, *numbers)
+                    products[:, torch.from_numpy(np.isin(some, loose))] = int(LOWEST)
+                yield Block(start + begin, None, *numbers) if chosen is None else Block(start, some, *numbers)
             start += len(segment.rows)
 
     def _loose(self, allowed: Array | None, until: int | None) -> Array:
@@ -435,10 +328,10 @@ class ExactIndex:
         """The exact best `k` of each query: `(queries, scores, positions)`, by query and best first."""
         best = torch.full((len(queries), k), -torch.inf, dtype=torch.float64)  # the largest lows of candidates
         reach = np.full(len(queries), -np.inf)  # what the k-th best score is at least
-        candidates, merged, counted = _Candidates(), 0, 0
+        candidates, merged, counted = Shortlist(), 0, 0
         for block in self._blocks(queries, allowed, None):
             if (reach < -1.5).any():  # nothing is known yet: the largest products of k groups are those of k rows
-                lows = block.lows(block.products if k > block.products.shape[1] // GROUP else _maxima(block.products))
+                lows = block.lows(block.products if k > block.products.shape[1] // GROUP else maxima(block.products))
                 if k <= lows.shape[1]:
                     reach = np.maximum(reach, lows.topk(k, dim=1).values[:, -1].numpy())
             candidates.take(block, block.least(reach))
@@ -447,7 +340,7 @@ class ExactIndex:
                 reach = np.maximum(reach, best[:, -1].numpy())
             if candidates.held > _MOST_CANDIDATES:  # many near ties: settle them now rather than hold them all
                 asked, scores, positions = self.best_of(queries, k, *candidates.among(reach))
-                candidates = _Candidates()
+                candidates = Shortlist()
                 candidates.add(asked, positions, scores, scores)
                 best, merged, counted = candidates.kth(torch.full_like(best, -torch.inf), 0), 1, candidates.held
                 reach = np.maximum(reach, best[:, -1].numpy())
@@ -480,14 +373,14 @@ class ExactIndex:
             if crowded.any():
                 order = np.lexsort((positions, asked))
                 asked, positions = asked[order], positions[order]
-                kept = ~crowded[asked] | (_places(asked) + given[asked] < FEW)
+                kept = ~crowded[asked] | (ranks(asked) + given[asked] < FEW)
                 asked, positions = asked[kept], positions[kept]
             scores = self._scores(queries, asked, positions)
             enough = scores >= threshold
             found.append((asked[enough], scores[enough], positions[enough]))
             np.add.at(given, asked[enough], 1)
 
-        candidates = _Candidates()
+        candidates = Shortlist()
         crowded = np.zeros(len(queries), bool)
         for block in self._blocks(queries, allowed, until):
             candidates.take(block, block.least(wanted))
@@ -498,15 +391,15 @@ class ExactIndex:
                 newly, crowded = (certain > most) & ~crowded, certain > most
                 for part in range(len(candidates.queries) - 1 if newly.any() else 0):  # what is not certain would take the places
                     asked, positions = candidates.queries[part], candidates.positions[part]
-                    candidates.thin(part, newly, (candidates.lows[part] >= threshold) & earlier(asked, positions))
+                    candidates.thin(part, newly, (candidates.lows[part] >= threshold) & earlier(asked, positions), FEW)
                 if crowded.any():
                     wanted[crowded] = np.inf  # what it has is enough
-                    candidates.thin(-1, crowded, sure)
+                    candidates.thin(-1, crowded, sure, FEW)
             if candidates.held > _MOST_CANDIDATES:
                 settle()
-                candidates = _Candidates()
+                candidates = Shortlist()
         candidates.everywhere(len(queries), self._loose(allowed, until))
-        candidates.thin(-1, crowded, np.zeros(len(candidates.queries[-1]), bool))
+        candidates.thin(-1, crowded, np.zeros(len(candidates.queries[-1]), bool), FEW)
         settle()
         asked, scores, positions = (np.concatenate(part) for part in zip(*found, strict=True))
         order = np.argsort(asked, kind="stable")
@@ -564,20 +457,9 @@ def _rough_error(dim: int) -> float:
     return float(2 * (dim + 8) * 2**-24 + 2**-11 + dim**0.5 * 2**-24)
 
 
-def _maxima(products: Tensor) -> Tensor:
-    """The largest of each `GROUP` products of a query `(q, rows)`: those of different rows."""
-    whole = products.shape[1] - products.shape[1] % GROUP
-    return products[:, :whole].unflatten(1, (-1, GROUP)).amax(dim=2) if whole else products
-
-
 def _each(asked: Array, queries: int) -> int:
     """How many pairs every query has, where that is the same number for all, above one, and they come in order; else 0."""
     each = len(asked) // max(1, queries)
     if each < 2 or len(asked) != each * queries:
         return 0
     return each if (asked.reshape(-1, each) == np.arange(queries)[:, None]).all() else 0
-
-
-def _places(sorted_queries: Array) -> Array:
-    """How many entries of the same query stand before each."""
-    return np.arange(len(sorted_queries)) - np.searchsorted(sorted_queries, sorted_queries)

@@ -329,6 +329,10 @@ def test_to_teacher(n: int, width: int, seed: int) -> None:
     assert losses.to_teacher(student, -student).item() == pytest.approx(2)
 
 
+def to_similarities(student: Tensor, teacher: Tensor, temperature: float = 0.05) -> Tensor:
+    return losses.to_similarities(student, losses.batch_view(teacher, temperature), temperature)
+
+
 @given(
     seed=SIZES["seed"],
     n=st.integers(2, 5),
@@ -340,16 +344,16 @@ def test_to_teacher(n: int, width: int, seed: int) -> None:
 def test_to_similarities(n: int, width: int, other: int, seed: int, temperature: float) -> None:
     student, teacher = vectors(n, width, seed), vectors(n, other, seed + 1)
     expected = similarities_by_hand(rows_of(student), rows_of(teacher), temperature)
-    assert losses.to_similarities(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert to_similarities(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
     # a rotation changes every vector and no similarity
     rotation = torch.linalg.qr(vectors(width, width, seed)).Q
-    assert losses.to_similarities(student, student @ rotation, temperature).item() == pytest.approx(0, abs=1e-9)
+    assert to_similarities(student, student @ rotation, temperature).item() == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_too_few_texts_have_no_similarities(n: int) -> None:
     student = torch.randn(n, 4, requires_grad=True)
-    loss = losses.to_similarities(student, torch.randn(n, 6))
+    loss = to_similarities(student, torch.randn(n, 6))
     assert loss.item() == 0
     loss.backward()
     assert student.grad is not None
@@ -362,12 +366,12 @@ def test_they_are_the_recipe_of_embell_mini() -> None:
     student /= student.norm(dim=1, keepdim=True)
     other = torch.sin(torch.outer(torch.arange(1.0, 9.0, dtype=torch.float64), torch.arange(2.0, 8.0, dtype=torch.float64)))
     teacher = student + 0.3 * other
-    loss = 5 * losses.to_teacher(student, teacher) + losses.to_similarities(student, teacher)
+    loss = 5 * losses.to_teacher(student, teacher) + to_similarities(student, teacher)
     assert loss.item() == pytest.approx(3.6925130316472288, rel=1e-12)
 
 
 def test_a_teacher_gets_no_gradient() -> None:
-    for loss in (losses.to_teacher, losses.to_similarities):
+    for loss in (losses.to_teacher, to_similarities):
         student, teacher = vectors(4, 6, 1).requires_grad_(), vectors(4, 6, 2).requires_grad_()
         loss(student, teacher).backward()
         assert teacher.grad is None
@@ -491,7 +495,7 @@ ALL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "angle": lambda first, second: losses.angle(first, second, LABELS),
     "graded": lambda first, second: losses.graded(first, second, LABELS, 20.0, 0.5),
     "to_teacher": losses.to_teacher,
-    "to_similarities": losses.to_similarities,
+    "to_similarities": to_similarities,
     "to_scores": lambda first, second: losses.to_scores(torch.cosine_similarity(first, second), LABELS - 1),
     "depth_agreement": losses.depth_agreement,
     "nested": lambda first, second: losses.nested(as_contrastive, [first, second], {1: [second, first]}, [2, 4]),
@@ -586,7 +590,7 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
         lambda: losses.angle(table, table, column),
         lambda: losses.graded(table, other, rows),
         lambda: losses.to_teacher(table, other),
-        lambda: losses.to_similarities(table, other),
+        lambda: to_similarities(table, other),
         lambda: losses.to_scores(rows, column),
         lambda: losses.depth_agreement(table, other),
     ):

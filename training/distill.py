@@ -131,7 +131,7 @@ def distill(
         view = losses.batch_view(targets["teacher"], temperature)
 
         def one(vectors: Tensor, whole: bool) -> Tensor:
-            found = similarity_weight * losses.to_view(vectors, view, temperature)
+            found = similarity_weight * losses.to_similarities(vectors, view, temperature)
             if whole and cosine_weight:
                 found = found + cosine_weight * losses.to_teacher(vectors, targets["teacher"][:, :dim])
             return found

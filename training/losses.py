@@ -121,35 +121,29 @@ def to_teacher(student: Tensor, teacher: Tensor) -> Tensor:
     return (1 - _cosines(student, teacher.detach())).mean()
 
 
-def to_similarities(student: Tensor, teacher: Tensor, temperature: float = 0.05) -> Tensor:
-    """How far the student's view of the batch, row by row, is from the teacher's.
-
-    `student` is `(n, d)` and `teacher` `(n, e)`: the widths may differ. Each text's cosines to the other texts of the
-    batch, divided by `temperature`, become a distribution by softmax; the result is the mean over texts of the
-    Kullback-Leibler divergence of the student's from the teacher's. The teacher gets no gradient. 0 if n < 2.
-
-    Source: the recipe of embell-mini. Raises UsageError if the numbers of rows differ.
-    """
-    return to_view(student, batch_view(teacher.detach(), temperature), temperature)
-
-
 def batch_view(vectors: Tensor, temperature: float = 0.05) -> Tensor:
-    """How each text sees the others of its batch: log softmax `(n, n)` of cosines divided by `temperature`, itself left out (-1e9)."""
+    """How each text sees the others of its batch: log softmax `(n, n)` of its cosines to them, divided by `temperature`.
+
+    `vectors` is `(n, d)`. A text's view of itself is left out: -1e9, for with -inf a divergence would be 0 * (inf - inf).
+    """
     unit = _unit(vectors)
     table = (unit / temperature) @ unit.T
-    return F.log_softmax(table.masked_fill(_own(table), -1e9), dim=-1)  # not -inf: a divergence would be 0 * (inf - inf)
+    return F.log_softmax(table.masked_fill(_own(table), -1e9), dim=-1)
 
 
-def to_view(student: Tensor, view: Tensor, temperature: float = 0.05) -> Tensor:
-    """`to_similarities` where the teacher's `batch_view` is at hand: a table of the whole batch, needed for each width and depth.
+def to_similarities(student: Tensor, view: Tensor, temperature: float = 0.05) -> Tensor:
+    """How far the student's view of the batch, row by row, is from the teacher's.
 
-    Raises UsageError if the numbers of rows differ.
+    `student` is `(n, d)`; `view` is the teacher's `batch_view` `(n, n)` at the same temperature, whose vectors may have another width. The result
+    is the mean over texts of the Kullback-Leibler divergence of the student's view from the teacher's, which gets no gradient. 0 if n < 2.
+
+    Source: the recipe of embell-mini. Raises UsageError if the numbers of rows differ.
     """
     if len(student) != len(view):
         raise UsageError(f"student and teacher must have the same number of rows, not {len(student)} and {len(view)}")
     if len(student) < 2:
         return (student * 0).sum()
-    return F.kl_div(batch_view(student, temperature), view, log_target=True, reduction="batchmean")
+    return F.kl_div(batch_view(student, temperature), view.detach(), log_target=True, reduction="batchmean")
 
 
 def to_scores(cosines: Tensor, scores: Tensor) -> Tensor:

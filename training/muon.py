@@ -63,12 +63,10 @@ class MuonAdamW(torch.optim.AdamW):
                 parameter.grad = None  # so that AdamW passes it over
             for shape, pairs in by_shape.items():
                 scale = -group["lr"] * 0.2 * max(shape) ** 0.5
-                for (parameter, _), step in zip(pairs, self._orthogonal([one for _, one in pairs]), strict=True):
+                steps = orthogonal(torch.stack([one for _, one in pairs]).to(self._precision))
+                for (parameter, _), step in zip(pairs, steps, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=scale)
         return super().step(closure)  # type: ignore[no-any-return]
-
-    def _orthogonal(self, matrices: list[Tensor]) -> Tensor:
-        return orthogonal(torch.stack(matrices).to(self._precision)).to(matrices[0].dtype)
 
 
 def sort(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -1,0 +1,132 @@
+"""Which rows may belong to an answer: gathered from coarse products whose error is known, for exact scores to decide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embell.indexers.vector_index import Array
+
+GROUP = 64
+"""Rows of which only the largest product is looked at first."""
+LOWEST = -1e9
+"""Below every score: stands where rows take no part. As a product, below all of those."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Coarse products `(q, rows)` of some rows: a row's score is scale * product + offset, give or take error, each `(q,)`.
+
+    The rows stand at `start` and after, or at `start` + `chosen`.
+    """
+
+    start: int
+    chosen: Array | None
+    products: Tensor
+    scale: Array
+    offset: Array
+    error: Array
+
+    def least(self, scores: Array) -> Tensor:
+        """The smallest product `(q,)` of a row whose score may be as large as that of `scores` `(q,)`."""
+        wanted = ((np.maximum(scores, -2) - self.error - self.offset) / self.scale).clip(LOWEST / 2, -LOWEST)
+        if self.products.dtype == torch.int32:
+            return torch.from_numpy(np.ceil(wanted).astype(np.int32))
+        return torch.from_numpy(np.nextafter(wanted.astype(np.float32), np.float32(-np.inf)))
+
+    def lows(self, products: Tensor) -> Tensor:
+        """What the scores behind products `(q, n)` are at least; float64."""
+        low: Tensor = (
+            products.double() * torch.from_numpy(self.scale)[:, None] + torch.from_numpy(self.offset - self.error)[:, None]
+        )
+        return low
+
+
+@dataclass
+class Shortlist:
+    """Pairs of a query and a position that may belong to the answer, and what their scores are at least and at most."""
+
+    queries: list[Array] = field(default_factory=list)
+    positions: list[Array] = field(default_factory=list)
+    lows: list[Array] = field(default_factory=list)
+    highs: list[Array] = field(default_factory=list)
+    held: int = 0
+
+    def take(self, block: Block, least: Tensor) -> None:
+        """Add the rows of a block whose product is `least` `(q,)` or more."""
+        count, rows = block.products.shape
+        whole = rows - rows % GROUP
+        groups = block.products[:, :whole].reshape(count, whole // GROUP, GROUP)
+        asked, group = (groups.amax(dim=2) >= least[:, None]).nonzero(as_tuple=True)
+        near = groups[asked, group]
+        at, inside = (near >= least[asked, None]).nonzero(as_tuple=True)
+        queries, columns, products = asked[at], group[at] * GROUP + inside, near[at, inside]
+        if whole < rows:
+            rest = block.products[:, whole:]
+            more, inside = (rest >= least[:, None]).nonzero(as_tuple=True)
+            queries, columns = torch.cat([queries, more]), torch.cat([columns, inside + whole])
+            products = torch.cat([products, rest[more, inside]])
+        chosen = queries.numpy()
+        middle = products.numpy() * block.scale[chosen] + block.offset[chosen]
+        error = block.error[chosen]
+        places = columns.numpy() if block.chosen is None else block.chosen[columns.numpy()]
+        self.add(chosen, places + block.start, middle - error, middle + error)
+
+    def add(self, queries: Array, positions: Array, lows: Array, highs: Array) -> None:
+        """Add pairs, all arrays `(n,)`."""
+        self.queries.append(queries)
+        self.positions.append(positions)
+        self.lows.append(lows)
+        self.highs.append(highs)
+        self.held += len(queries)
+
+    def kth(self, best: Tensor, since: int) -> Tensor:
+        """`best` `(q, k)`, the largest lows so far, with those that were added from the part number `since` on."""
+        queries, lows = (np.concatenate(parts[since:]) for parts in (self.queries, self.lows))
+        order = np.argsort(queries.astype(np.uint16), kind="stable")  # a radix sort; there are not more than QUERIES
+        queries, lows = queries[order], lows[order]
+        places = ranks(queries)
+        table = np.full((len(best), places.max(initial=-1) + 1), -np.inf)
+        table[queries, places] = lows
+        return torch.cat([best, torch.from_numpy(table)], dim=1).topk(best.shape[1], dim=1).values
+
+    def thin(self, part: int, crowded: Array, sure: Array, few: int) -> None:
+        """Of these queries (a bool array), keep in one part only the first `few` that are `sure`."""
+        queries = self.queries[part]
+        chosen = np.flatnonzero(sure & crowded[queries])
+        chosen = chosen[np.argsort(queries[chosen].astype(np.uint16), kind="stable")]  # a radix sort, as in `kth`
+        counts = np.bincount(queries[chosen], minlength=len(crowded))
+        rank = np.arange(len(chosen)) - np.repeat(np.cumsum(counts) - counts, counts)
+        kept = ~crowded[queries]
+        kept[chosen[rank < few]] = True
+        self.held -= int((~kept).sum())
+        self.queries[part], self.positions[part] = queries[kept], self.positions[part][kept]
+        self.lows[part], self.highs[part] = self.lows[part][kept], self.highs[part][kept]
+
+    def everywhere(self, queries: int, positions: Array) -> None:
+        """Add positions for every query, whatever their scores are."""
+        unknown = np.full(queries * len(positions), np.inf)
+        self.add(np.repeat(np.arange(queries), len(positions)), np.tile(positions, queries), -unknown, unknown)
+
+    def among(self, reach: Array) -> tuple[Array, Array]:
+        """Queries and positions of the pairs that may reach `reach` `(q,)`; by query."""
+        if not self.held:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        queries, positions, highs = map(np.concatenate, (self.queries, self.positions, self.highs))
+        kept = np.flatnonzero(highs >= reach[queries])
+        kept = kept[np.argsort(queries[kept], kind="stable")]
+        return queries[kept], positions[kept]
+
+
+def maxima(products: Tensor) -> Tensor:
+    """The largest of each `GROUP` products of a query `(q, rows)`: those of different rows."""
+    whole = products.shape[1] - products.shape[1] % GROUP
+    return products[:, :whole].unflatten(1, (-1, GROUP)).amax(dim=2) if whole else products
+
+
+def ranks(sorted_queries: Array) -> Array:
+    """How many entries of the same query stand before each."""
+    return np.arange(len(sorted_queries)) - np.searchsorted(sorted_queries, sorted_queries)
