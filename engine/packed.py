@@ -148,10 +148,10 @@ def pool_packed(states: Tensor, packing: Packing, begins: Sequence[int], ends: S
             if at == len(texts) or 2 * len(texts[at]) < len(texts[begin]):
                 parts.append((slice(begin, at), torch.nn.utils.rnn.pad_sequence(list(texts[begin:at]), batch_first=True)))
                 begin = at
-    else:
+    else:  # split at once: in training, the gradient of each slice would be a row of zeros as long as the batch
         parts, text = [], 0
-        for run in packing.runs:
-            parts.append((slice(text, text + run.texts), states[run.tokens].view(run.texts, run.length, -1)))
+        for run, part in zip(packing.runs, states.split([run.texts * run.length for run in packing.runs]), strict=True):
+            parts.append((slice(text, text + run.texts), part.view(run.texts, run.length, -1)))
             text += run.texts
     pooled = []
     for some, rows in parts:
