@@ -33,7 +33,9 @@ class PackedLlama:
 
         Needs a C++ compiler on a CPU. Kernels are compiled with the first batches.
         """
-        self._before, self._after, self._norm = (torch.compile(part, dynamic=True) for part in (_before, _after, _norm))
+        self._before = torch.compile(_before, dynamic=True)
+        self._after = torch.compile(_after, dynamic=True)
+        self._norm = torch.compile(_norm, dynamic=True)
 
     def states(self, ids: Tensor, packing: Packing) -> Iterator[Tensor]:
         """The states `(tokens, hidden)` after the embeddings and after each layer, none of them normed by the final norm."""
