@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import lzma
-import random
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from embell import CorpusError, UsageError
-from embell.training import sources, variants
+from embell.training import sources
 
 NOUNS = ["river", "bridge", "engine", "vector", "sentence", "bank", "galaxy", "soup", "kitten", "market", "teacher", "window"]
 VERBS = ["crosses", "builds", "reads", "follows", "paints", "forgets", "measures", "opens", "carries", "answers"]
@@ -68,56 +66,14 @@ def test_pieces_are_short_runs_of_a_text_s_words() -> None:
 
 def test_pieces_change_no_other_text(data: Path) -> None:
     (source,) = sources.select(["text/factbook.jsonl"])
-    plain, fewer = sources.collect(data, [replace(source, pieces=0, edits=0)], 1.0, 0)
-    groups, counts = sources.collect(data, [replace(source, edits=0)], 1.0, 0)
+    plain, fewer = sources.collect(data, [replace(source, pieces=0)], 1.0, 0)
+    groups, counts = sources.collect(data, [source], 1.0, 0)
     assert source.pieces > 0
     assert counts["text/factbook.jsonl"] > fewer["text/factbook.jsonl"]
     known = {text for group in plain for text in group}
     assert [[text for text in group if text in known] for group in groups] == plain
     added = {text for group in groups for text in group} - known
     assert all(any(piece in text for text in known) for piece in added)
-
-
-def test_edits_come_behind_the_texts_that_they_are_made_of(data: Path) -> None:
-    (source,) = sources.select(["text/factbook.jsonl"])
-    plain, _ = sources.collect(data, [replace(source, pieces=0, edits=0)], 1.0, 0)
-    groups, _ = sources.collect(data, [replace(source, pieces=0, edits=2)], 1.0, 0)
-    assert [group[: len(known)] for group, known in zip(groups, plain, strict=True)] == plain
-    added = [group[len(known) :] for group, known in zip(groups, plain, strict=True)]
-    assert max(map(len, added)) == 2
-    words = {word.strip(".") for group in plain for text in group for word in text.lower().split()}
-    used = {word.strip(".") for texts in added for text in texts for word in text.lower().split()}
-    assert all(word in words or word.isdigit() for word in used)
-    assert not sources.held_out(data) & {sources.fingerprint(text) for texts in added for text in texts}
-
-
-def test_words_are_exchanged_for_those_of_the_same_places() -> None:
-    found = variants.exchangeable(["A dog runs home.", "A cat runs home.", "A cat eats here.", "A bird eats here."])
-    assert found == {"dog": ["cat"], "cat": ["dog", "bird"], "bird": ["cat"]}
-
-
-def test_a_headline_is_a_clause_without_articles_and_auxiliaries() -> None:
-    text = "The new bridge over the river was opened by the mayor of Oslo, which is far away."
-    for seed in range(20):
-        title = variants.headline(text, random.Random(seed))
-        assert title is not None
-        words = title.split()
-        assert 6 <= len(words) <= 9
-        assert words == ["new", "bridge", "over", "river", "opened", "by", "mayor", "of", "Oslo"][: len(words)]
-    assert variants.headline("It was the end, as they say.", random.Random(0)) is None
-
-
-def test_edits_are_few_and_the_same_for_the_same_text() -> None:
-    text = "In 1954 the old bridge carried 12 trains a day."
-    found = variants.edited([text], 100, {"bridge": ["road"], "trains": ["cars"]}, ["Nobody knew."])
-    assert text not in found
-    assert f"{text} Nobody knew." in found
-    assert any(re.fullmatch(r"In \d{4} the old bridge carried \d\d trains a day\.", one) for one in found)
-    assert any("road" in one or "cars" in one for one in found)
-    assert "In 1954 old bridge carried 12" in [" ".join(one.split()[:6]) for one in found]  # as a headline
-    assert variants.edited([text], 2, {}, ["Nobody knew."]) == variants.edited([text], 2, {}, ["Nobody knew."])
-    assert len(variants.edited([text], 2, {}, ["Nobody knew."])) == 2
-    assert variants.edited(["long " * 60], 5, {}, ["Nobody knew."]) == []
 
 
 def test_rows_of_compressed_tables_are_read_without_quoting(tmp_path: Path) -> None:

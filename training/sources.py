@@ -26,7 +26,7 @@ from typing import Any
 import orjson
 
 from embell.errors import CorpusError, UsageError
-from embell.training.variants import captions_like, edited, exchangeable
+from embell.training.captions import variants_of
 
 Row = dict[str, Any]
 Groups = Iterator[Sequence[str]]
@@ -37,7 +37,7 @@ class Source:
     """A file of training text: where it is, under which licence, and the groups of related texts that it gives.
 
     `groups` is called with the rows, shuffled, and a random generator. At most `texts` texts are taken, and with each group
-    `pieces` pieces of its sentences, as short as questions to a search engine are, and `edits` sentences that nobody wrote: its own, edited.
+    `pieces` pieces of its sentences, as short as questions to a search engine are.
     """
 
     path: str
@@ -45,7 +45,6 @@ class Source:
     groups: Callable[[list[Row], random.Random], Groups]
     texts: int
     pieces: int = 0
-    edits: int = 0
 
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(])")
@@ -132,7 +131,7 @@ def _premises(rows: list[Row], rng: random.Random) -> Groups:
     for premise, hypotheses in said.items():
         yield [premise, *hypotheses]
     captions = [text for premise, hypotheses in said.items() for text in (premise, *hypotheses)]
-    yield from captions_like(captions, rng)
+    yield from variants_of(captions, rng)
 
 
 def _classes(
@@ -184,27 +183,25 @@ def _splits(rows: list[Row], rng: random.Random) -> Groups:
 _WIKIPEDIA = "CC BY-SA (Wikipedia)"
 
 SHIPPABLE: tuple[Source, ...] = (
-    Source("text/enwiki_a.jsonl.xz", _WIKIPEDIA, _articles, 240_000, 2, 4),
-    Source("text/enwiki_b.jsonl.xz", _WIKIPEDIA, _articles, 120_000, 2, 4),
-    Source("text/openstax_md.jsonl.xz", "CC BY (OpenStax)", _articles, 8_000, 6, 4),
-    Source("text/factbook.jsonl", "CC0", _articles, 6_000, 3, 4),
-    Source("dict/oewn_synsets.jsonl.xz", "CC BY 4.0 + WordNet licence", _synsets, 80_000, 0, 1),
-    Source("dict/wordset.tsv.xz", "CC BY-SA 4.0 + WordNet licence", _fields("definition", "example"), 40_000, 0, 1),
+    Source("text/enwiki_a.jsonl.xz", _WIKIPEDIA, _articles, 200_000, 3),
+    Source("text/enwiki_b.jsonl.xz", _WIKIPEDIA, _articles, 80_000, 3),
+    Source("text/openstax_md.jsonl.xz", "CC BY (OpenStax)", _articles, 6_000, 6),
+    Source("text/factbook.jsonl", "CC0", _articles, 4_000, 3),
+    Source("dict/oewn_synsets.jsonl.xz", "CC BY 4.0 + WordNet licence", _synsets, 55_000),
+    Source("dict/wordset.tsv.xz", "CC BY-SA 4.0 + WordNet licence", _fields("definition", "example"), 20_000),
     Source("pairs/snli-dev.tsv.xz", "CC BY-SA 4.0", _premises, 60_000),
     Source("pairs/snli-test.tsv.xz", "CC BY-SA 4.0", _premises, 60_000),
-    Source("pairs/wikisplit-tune.tsv.xz", "CC BY-SA 4.0", _splits, 12_000, 0, 4),
-    Source("pairs/medquad.jsonl.xz", "CC BY 4.0", _answers, 40_000, 2, 2),
+    Source("pairs/wikisplit-tune.tsv.xz", "CC BY-SA 4.0", _splits, 8_000),
+    Source("pairs/medquad.jsonl.xz", "CC BY 4.0", _answers, 30_000, 2),
     Source("pairs/scitldr-train.jsonl.xz", "Apache-2.0", _summaries, 6_000, 6),
     Source("pairs/scitldr-dev.jsonl.xz", "Apache-2.0", _summaries, 2_000, 6),
     Source("pairs/pubmedqa_l.jsonl.xz", "MIT", _fields("question", "long_answer", "context"), 3_000, 8),
-    Source("pairs/opentriviaqa.tsv.xz", "CC BY-SA 4.0", _fields("question"), 25_000, 0, 1),
-    Source("pairs/banking77-train.tsv.xz", "CC BY 4.0", _classes("text", "category"), 10_000, 0, 3),
-    Source(
-        "pairs/clinc150.tsv.xz", "CC BY 3.0", _classes("text", "intent", lambda row: row["split"].endswith("train")), 15_000, 0, 2
-    ),
+    Source("pairs/opentriviaqa.tsv.xz", "CC BY-SA 4.0", _fields("question"), 25_000),
+    Source("pairs/banking77-train.tsv.xz", "CC BY 4.0", _classes("text", "category"), 10_000),
+    Source("pairs/clinc150.tsv.xz", "CC BY 3.0", _classes("text", "intent", lambda row: row["split"].endswith("train")), 15_000),
     Source("multi/xquad/en.corpus.jsonl", "CC BY-SA 4.0", _fields("text"), 240),
-    Source("multi/tatoeba-en-mr.tsv.xz", "CC BY 2.0 FR", _fields("en"), 24_000, 0, 3),
-    Source("multi/tatoeba-en-hi.tsv", "CC BY 2.0 FR", _fields("en"), 3_000, 0, 3),
+    Source("multi/tatoeba-en-mr.tsv.xz", "CC BY 2.0 FR", _fields("en"), 18_000),
+    Source("multi/tatoeba-en-hi.tsv", "CC BY 2.0 FR", _fields("en"), 3_000),
     Source("code/django.tsv.xz", "MIT", _fields("annotation", "code"), 9_000),
     Source("code/python_stdlib_api_docs.jsonl.xz", "Apache-2.0", _fields("intent", "snippet"), 15_000),
     Source("code/concode-java-dev.jsonl", "C-UDA", _fields("nl", "code"), 4_000),
@@ -284,20 +281,14 @@ def collect(data: Path, sources: Iterable[Source], scale: float, seed: int) -> t
         rng = random.Random(f"{seed} {source.path}")
         rows = list(read_rows(data / source.path))
         rng.shuffle(rows)
-        drawn: list[list[str]] = []
-        taken = 0
+        counts[source.path] = taken = 0
         for group in source.groups(rows, rng):
             if taken >= int(source.texts * scale):
                 break
-            if kept := list(_unseen(group, seen)):
+            kept = list(_unseen(group, seen))
+            if kept:
                 taken += len(kept)
-                drawn.append(kept)
-        short = [text for kept in drawn for text in kept if len(text) <= 240] if source.edits else []
-        exchanged = exchangeable(short)
-        counts[source.path] = 0
-        for kept in drawn:
-            made = [*pieces_of(kept, source.pieces), *(edited(kept, source.edits, exchanged, short) if short else ())]
-            found.append(kept + list(_unseen(made, seen)))
-            counts[source.path] += len(found[-1])
+                found.append(kept + list(_unseen(pieces_of(kept, source.pieces), seen)))
+                counts[source.path] += len(found[-1])
     random.Random(seed).shuffle(found)
     return found, counts
