@@ -349,26 +349,6 @@ def test_cores_that_share_a_batch_find_the_gradients_of_one(
         assert (tensor - second[name]).abs().max() <= 0.02 * moved + 1e-6, name
 
 
-def test_compiled_layers_learn_the_same(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_module, "CORE_TOKENS", 10)  # so that two threads meet in the compiler
-    before = torch.get_num_threads()
-
-    def start(name: str, compiled: bool) -> Path:
-        options = run_options(steps=4, threads=2, compile=compiled)
-        nesting = NestingOptions((8,), (1,))
-        return contrastive((world.triplets,), tmp_path / name, str(world.model), encoder=OPTIONS, nesting=nesting, run=options)
-
-    try:
-        start("plain", False)
-        start("compiled", True)
-    finally:
-        torch.set_num_threads(before)
-    assert losses(tmp_path / "plain") == pytest.approx(losses(tmp_path / "compiled"), rel=1e-5)
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UsageError, match=r"needs a C\+\+ compiler"):
-        start("without", True)
-
-
 # Batches
 
 

@@ -24,18 +24,8 @@ class PackedLlama:
     def __init__(self, network: Any, shape: LlamaShape, start: int) -> None:
         """`network` is transformers' module, `shape` what its configuration says."""
         self._network, self._shape, self._start = network, shape, start
-        self._before, self._after, self._norm = _before, _after, _norm
         rates = 1.0 / shape.theta ** (torch.arange(0, shape.width, 2, dtype=torch.int64).float() / shape.width)
         self._rates = rates.to(next(network.parameters()).device)
-
-    def compile(self) -> None:
-        """Fuse what stands around products and attention into kernels (torch.compile): on a CPU with matrix units most of a step is that.
-
-        Needs a C++ compiler on a CPU. Kernels are compiled with the first batches.
-        """
-        self._before = torch.compile(_before, dynamic=True)
-        self._after = torch.compile(_after, dynamic=True)
-        self._norm = torch.compile(_norm, dynamic=True)
 
     def states(self, ids: Tensor, packing: Packing) -> Iterator[Tensor]:
         """The states `(tokens, hidden)` after the embeddings and after each layer, none of them normed by the final norm."""
@@ -45,40 +35,22 @@ class PackedLlama:
         states = self._network.embed_tokens(ids)
         yield states
         for index, layer in enumerate(self._network.layers):
-            queries, keys, values = self._before(layer, states, cosine, sine, shape)
-            states = self._after(layer, states, _attend(queries, keys, values, packing, index < self._start))
+            attention = layer.self_attn
+            normed = layer.input_layernorm(states)
+            queries, keys, values = (
+                project(normed).unflatten(1, (-1, shape.width))
+                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
+            if shape.norm_heads:
+                queries, keys = attention.q_norm(queries), attention.k_norm(keys)
+            queries, keys = _turned(queries, cosine, sine), _turned(keys, cosine, sine)
+            states = states + attention.o_proj(_attend(queries, keys, values, packing, index < self._start))
+            states = states + layer.mlp(layer.post_attention_layernorm(states))
             yield states
 
     def normed(self, states: Tensor) -> Tensor:
         """States of any depth as the network would return them if it ended there."""
-        return self._norm(self._network.norm, states)
-
-
-def _before(layer: Any, states: Tensor, cosine: Tensor, sine: Tensor, shape: LlamaShape) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values `(tokens, heads, width)` of a layer; on a CPU in float32, in which attention works there."""
-    attention = layer.self_attn
-    normed = layer.input_layernorm(states)
-    queries, keys, values = (
-        project(normed).unflatten(1, (-1, shape.width)) for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    if shape.norm_heads:
-        queries, keys = attention.q_norm(queries), attention.k_norm(keys)
-    queries, keys = _turned(queries, cosine, sine), _turned(keys, cosine, sine)
-    if values.is_cuda:
-        return queries, keys, values
-    # For bfloat16, oneDNN compiles a kernel for each shape, and those of attention hardly come twice.
-    exact = torch.promote_types(values.dtype, torch.float32)
-    return queries.to(exact), keys.to(exact), values.to(exact)
-
-
-def _after(layer: Any, states: Tensor, read: Tensor) -> Tensor:
-    """The states after a layer, from those before it and what its attention read."""
-    states = states + layer.self_attn.o_proj(read.to(states.dtype))
-    return states + layer.mlp(layer.post_attention_layernorm(states))  # type: ignore[no-any-return]
-
-
-def _norm(norm: Any, states: Tensor) -> Tensor:
-    return norm(states)  # type: ignore[no-any-return]
+        return self._network.norm(states)  # type: ignore[no-any-return]
 
 
 def _turned(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -90,10 +62,14 @@ def _turned(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, packing: Packing, causal: bool) -> Tensor:
     """Attention of each text to itself, `(tokens, heads, width)` each, to `(tokens, heads * width)`.
 
-    Split once and not run by run: the gradient of a slice is a whole row of zeros, that of a split is one copy.
+    Split once and not run by run: the gradient of a slice is a whole row of zeros, that of a split is one copy. On a CPU in float32
+    at least: for bfloat16, oneDNN compiles a kernel for each shape, and these shapes hardly come twice.
     """
     sizes = [run.texts * run.length for run in packing.runs]
+    dtype = values.dtype
     on_cpu = not values.is_cuda  # there the fused kernel's backward pass is several times slower than two products
+    if on_cpu:
+        queries, keys, values = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (queries, keys, values))
     parts = []
     with torch.autocast("cpu", enabled=False):
         for run, *heads in zip(packing.runs, queries.split(sizes), keys.split(sizes), values.split(sizes), strict=True):
@@ -109,4 +85,4 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, packing: Packing, cau
             else:
                 read = functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
             parts.append(read.transpose(1, 2).flatten(2).flatten(0, 1))
-    return torch.cat(parts)
+    return torch.cat(parts).to(dtype)

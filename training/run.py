@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +28,6 @@ from embell.errors import UsageError
 from embell.training.batches import Batches
 from embell.training.muon import MuonAdamW
 from embell.training.progress import Progress, draw
-from embell.training.student import Student
 from embell.training.trainer import COMPLETED, Completed, Loss, StudentTrainer
 
 CONFIG, METRICS, MODEL, CHECKPOINTS = "config.toml", "metrics.jsonl", "model", "checkpoints"
@@ -54,8 +52,6 @@ class RunOptions:
         clip: gradients are cut to this norm
         precision: auto takes bfloat16 where the hardware computes in it; weights are kept in float32 either way; with float32, a teacher or
             guide computes in it too
-        compile: fuse what stands around the products of a model that runs packed (torch.compile): faster steps after a minute; on a CPU it
-            needs a C++ compiler
         seed: decides the order of rows, dropout and fresh weights
         threads: CPU threads
         report_every: steps between two lines of metrics
@@ -76,7 +72,6 @@ class RunOptions:
     optimizer: Literal["adamw", "muon"] = "adamw"
     clip: float = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    compile: bool = False
     seed: int = 0
     threads: int | None = None
     report_every: int = 10
@@ -167,12 +162,6 @@ def train(
     if options.steps is not None:
         steps = min(steps, options.steps)
     device = next(model.parameters()).device
-    if options.compile:
-        if not isinstance(model, Student) or not model.packed:
-            raise UsageError("compile: this model does not run packed, and only what does is compiled")
-        if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
-            raise UsageError("compile: needs a C++ compiler, g++ or what CXX names; install one, or leave compile out")
-        model.compile_layers()
     bf16 = _bf16(options.precision, device)
     optimizer = MuonAdamW(
         model, options.learning_rate, options.weight_decay, muon=options.optimizer == "muon", table_rate=options.table_rate,

@@ -129,11 +129,6 @@ class Student(nn.Module):
         """Whether batches run without padding."""
         return self._packed is not None
 
-    def compile_layers(self) -> None:
-        """Compile the layers of a model that runs packed; see `PackedLlama.compile`."""
-        assert self._packed is not None
-        self._packed.compile()
-
     def forward(self, rows: Sequence[TokenRow]) -> tuple[Tensor, dict[int, Tensor]]:
         """Vectors `(n, width)` of token rows after all layers, and by depth after fewer; float32, not of length 1."""
         return self._run_packed(rows) if self._packed is not None else self._run_padded(rows)
