@@ -64,7 +64,7 @@ class Tuned:
 
 
 def nearest(
-    rows: ExactIndex, candidates: Candidates, queries: Array, k: int, settings: Settings, depth: int
+    rows: ExactIndex, candidates: Candidates, queries: Array, k: int, settings: Settings, depth: float
 ) -> tuple[Array, Array, Array]:
     """The best `k` of the candidates of an index over the first of these rows, scored exactly; `depth` as in `Candidates.positions`.
 
@@ -104,7 +104,10 @@ def tune(
         seconds = []
         for _ in range(times):
             began = time.perf_counter()
-            asked, _, positions = nearest(rows, candidates, ask, K + bool(len(own)), settings, depth)
+            if len(own):  # as many candidates as a query will have that is not among the rows, and the row itself
+                asked, _, positions = nearest(rows, candidates, ask, K + 1, settings, (depth * K + 1) / (K + 1))
+            else:
+                asked, _, positions = nearest(rows, candidates, ask, K, settings, depth)
             seconds.append(time.perf_counter() - began)
         ends = np.searchsorted(asked, np.arange(1, len(chosen)))
         hits = [

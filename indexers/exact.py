@@ -32,6 +32,8 @@ _PRODUCTS = 2**21
 _FEWEST_ROWS, _MOST_ROWS = 4096, 2**18
 _STRIP = 2048
 """Stored rows that are unpacked to float32 at a time: they are multiplied while they are in the cache."""
+_COPIED = 8192
+"""Codes of rows that a filter lets through, copied at a time: they are multiplied while they are in the cache."""
 _MOST_CANDIDATES = 2_000_000
 _MERGED = 8
 """Candidates of a query after which the k-th best so far is looked for anew, on the average."""
@@ -289,11 +291,12 @@ class ExactIndex:
             for begin in range(0, end, size):
                 some: Any = slice(begin, min(begin + size, end)) if chosen is None else chosen[begin : begin + size]
                 if coded is not None and codes is not None:
-                    # Not codes[some]: that copies byte by byte.
-                    coded_rows = codes.codes[some] if chosen is None else codes.codes.index_select(0, torch.from_numpy(some))
-                    right = coded_rows.T
-                    products = room[: len(queries) * right.shape[1]].view(len(queries), -1)
-                    torch._int_mm(coded.codes, right, out=products)
+                    count = min(size, end - begin)
+                    products = room[: len(queries) * count].view(len(queries), -1)
+                    if chosen is None:
+                        torch._int_mm(coded.codes, codes.codes[some].T, out=products)
+                    else:
+                        _multiply_chosen(coded.codes, codes.codes, torch.from_numpy(some), products)
                     numbers = products, coded.scale, coded.offset, coded.error
                 else:
                     rows = torch.from_numpy(segment.rows[some])
@@ -446,6 +449,15 @@ def _multiply(queries: Tensor, rows: Tensor, out: Tensor) -> None:
     for begin in range(0, len(rows), _STRIP):
         strip = rows[begin : begin + _STRIP]
         torch.mm(queries, unpacked[: len(strip)].copy_(strip).T, out=out[:, begin : begin + _STRIP])
+
+
+def _multiply_chosen(queries: Tensor, codes: Tensor, chosen: Tensor, out: Tensor) -> None:
+    """Int32 products `(q, n)` of queries with the codes of the chosen rows."""
+    copied = torch.empty((min(_COPIED, len(chosen)), codes.shape[1]), dtype=codes.dtype)
+    for begin in range(0, len(chosen), _COPIED):
+        strip = chosen[begin : begin + _COPIED]
+        rows = torch.index_select(codes, 0, strip, out=copied[: len(strip)])  # not codes[strip]: that copies byte by byte
+        out[:, begin : begin + len(strip)] = torch._int_mm(queries, rows.T)
 
 
 def _rough_error(dim: int) -> float:

@@ -117,7 +117,7 @@ class FaissIndex:
         keys = self.keys
         return scores, np.where(positions >= 0, keys[np.maximum(positions, 0)], -1) if len(keys) else positions
 
-    def positions(self, queries: Array, k: int, depth: int, settings: Settings | None = None) -> Array:
+    def positions(self, queries: Array, k: int, depth: float, settings: Settings | None = None) -> Array:
         """Candidates `(q, n)`, numbered as they were added; -1 where there are fewer.
 
         Of `depth` * `k` rows found, an index that keeps a finer form of them ("…,Refine(SQfp16)") picks the best `k`; others return all.
@@ -125,10 +125,10 @@ class FaissIndex:
         settings = self._usual(k) if settings is None else settings
         total = self._index.ntotal
         if self._refined:
-            return self._found(queries, min(k, total), settings, depth)[1]
-        return self._found(queries, min(depth * k, total), settings)[1]
+            return self._found(queries, min(k, total), settings, (round(depth * k) + 0.5) / k)[1]  # FAISS rounds down
+        return self._found(queries, min(round(depth * k), total), settings)[1]
 
-    def _found(self, queries: Array, k: int, settings: Settings, depth: int = 1) -> tuple[Array, Array]:
+    def _found(self, queries: Array, k: int, settings: Settings, depth: float = 1) -> tuple[Array, Array]:
         found: tuple[Array, Array] = self._index.search(_turned(queries), k, params=_parameters(self._index, settings, depth))
         return found
 
@@ -221,7 +221,7 @@ def _innermost(index: Any) -> Any:
     return _innermost(index.index) if isinstance(index, faiss.IndexPreTransform) else index
 
 
-def _parameters(index: Any, settings: Settings, depth: int) -> Any:
+def _parameters(index: Any, settings: Settings, depth: float) -> Any:
     """The parameters of one call, wrapped as the index is."""
     faiss = load_faiss()
     index = faiss.downcast_index(index)

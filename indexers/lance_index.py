@@ -71,10 +71,10 @@ class LanceIndex:
         store.build_vector_index(_config(check_type(kind), len(keys), dim))
         return cls(store, keys)
 
-    def positions(self, queries: Array, k: int, depth: int, settings: Settings | None = None) -> Array:
+    def positions(self, queries: Array, k: int, depth: float, settings: Settings | None = None) -> Array:
         """Candidates `(q, n)`, `depth` * `k` of them, as places in the keys; -1 where there are fewer, and for other rows."""
         settings = self._usual(k) if settings is None else settings
-        most = min(depth * k, len(self._keys))
+        most = min(round(depth * k), len(self._keys))
         found = np.full((len(queries), most), -1, np.int64)
         for begin in range(0, len(queries), _TOGETHER):
             asked, keys = self._store.nearest(queries[begin : begin + _TOGETHER], most, **settings)

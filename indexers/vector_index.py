@@ -40,7 +40,7 @@ class VectorIndex(Protocol):
 class Candidates(Protocol):
     """An approximate index as a search and its tuning see it: what it finds are places in the ascending keys of its rows."""
 
-    def positions(self, queries: Array, k: int, depth: int, settings: dict[str, int] | None = None) -> Array:
+    def positions(self, queries: Array, k: int, depth: float, settings: dict[str, int] | None = None) -> Array:
         """`depth` * `k` candidates of each query `(q, n)`, or the best `k` of them by a finer look; -1 where there are fewer."""
 
     def choices(self) -> list[dict[str, int]]:

@@ -371,7 +371,7 @@ def test_they_are_the_recipe_of_embell_mini() -> None:
 
 
 def test_a_teacher_gets_no_gradient() -> None:
-    for loss in (losses.to_teacher, to_similarities):
+    for loss in (losses.to_teacher, to_similarities, partial(losses.to_near_cosines, above=-1.0)):
         student, teacher = vectors(4, 6, 1).requires_grad_(), vectors(4, 6, 2).requires_grad_()
         loss(student, teacher).backward()
         assert teacher.grad is None
@@ -381,6 +381,35 @@ def test_a_teacher_gets_no_gradient() -> None:
     losses.to_scores(cosines, scores).backward()
     assert scores.grad is None
     assert cosines.grad is not None
+
+
+@given(
+    n=st.integers(0, 6), width=st.integers(1, 5), other=st.integers(1, 5), seed=SIZES["seed"], above=st.sampled_from([-1.0, 0.2, 0.6])
+)
+@settings(max_examples=50)
+def test_to_near_cosines(n: int, width: int, other: int, seed: int, above: float) -> None:
+    student, teacher = vectors(n, width, seed), vectors(n, other, seed + 1)
+    theirs, ours = rows_of(teacher), rows_of(student)
+    errors = [
+        (cos(ours[i], ours[j]) - cos(theirs[i], theirs[j])) ** 2
+        for i in range(n)
+        for j in range(i)
+        if cos(theirs[i], theirs[j]) > above
+    ]
+    expected = sum(errors) / len(errors) if errors else 0
+    assert losses.to_near_cosines(student, teacher, above).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_how_near_a_near_text_is_counts_for_near_cosines_alone() -> None:
+    """Two near texts among others: at temperature 0.05 the batch's view is nearly blind to their cosine, 0.95 instead of 0.75."""
+
+    def batch(near: float) -> torch.Tensor:
+        found = torch.eye(6, dtype=torch.float64)
+        found[1, 0], found[1, 1] = near, (1 - near**2) ** 0.5
+        return found
+
+    assert to_similarities(batch(0.95), batch(0.75)).item() < 1e-4
+    assert losses.to_near_cosines(batch(0.95), batch(0.75)).item() == pytest.approx(0.04)
 
 
 @given(n=SIZES["n"], seed=SIZES["seed"])
@@ -496,10 +525,12 @@ ALL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "graded": lambda first, second: losses.graded(first, second, LABELS, 20.0, 0.5),
     "to_teacher": losses.to_teacher,
     "to_similarities": to_similarities,
+    "to_near_cosines": partial(losses.to_near_cosines, above=-0.9),
     "to_scores": lambda first, second: losses.to_scores(torch.cosine_similarity(first, second), LABELS - 1),
     "depth_agreement": losses.depth_agreement,
     "nested": lambda first, second: losses.nested(as_contrastive, [first, second], {1: [second, first]}, [2, 4]),
 }
+OF_TEACHERS = ("to_teacher", "to_similarities", "to_near_cosines")
 BLIND_TO_LENGTH = [name for name in ALL if name not in ("depth_agreement", "nested")]
 
 
@@ -528,13 +559,13 @@ def test_depth_agreement_reads_the_length() -> None:
     assert losses.depth_agreement(*unit) < losses.depth_agreement(deep, shallow) / 10
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in ("to_teacher", "to_similarities")])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in OF_TEACHERS])
 def test_gradients(name: str) -> None:
     sides = vectors(4, 6, 1).requires_grad_(), vectors(4, 6, 2).requires_grad_()
     assert torch.autograd.gradcheck(ALL[name], sides)
 
 
-@pytest.mark.parametrize("name", ["to_teacher", "to_similarities"])
+@pytest.mark.parametrize("name", OF_TEACHERS)
 def test_gradients_of_the_student(name: str) -> None:
     teacher = vectors(4, 6, 2)
     assert torch.autograd.gradcheck(lambda student: ALL[name](student, teacher), (vectors(4, 6, 1).requires_grad_(),))
@@ -591,6 +622,7 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
         lambda: losses.graded(table, other, rows),
         lambda: losses.to_teacher(table, other),
         lambda: to_similarities(table, other),
+        lambda: losses.to_near_cosines(table, other),
         lambda: losses.to_scores(rows, column),
         lambda: losses.depth_agreement(table, other),
     ):

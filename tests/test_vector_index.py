@@ -87,6 +87,7 @@ def test_exact_search_is_the_reference_in_values_and_order(data: st.DataObject) 
     exist = min(k, n if allowed is None else int(allowed.sum()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact_module, "_STRIP", data.draw(st.sampled_from([7, 2048])))
+        patch.setattr(exact_module, "_COPIED", data.draw(st.sampled_from([7, 8192])))
         scores, keys = index.search(queries, k, allowed)
     np.testing.assert_array_equal(keys[:, :exist], ranked(truth, exist))
     assert (keys[:, exist:] == -1).all()

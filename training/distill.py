@@ -37,6 +37,7 @@ def distill(
     text: str | None = None,
     cosine_weight: float = 5.0,
     similarity_weight: float = 1.0,
+    near_weight: float = 0.0,
     fit_steps: int = 300,
     phrases: int = 0,
     temperature: float = 0.05,
@@ -71,6 +72,7 @@ def distill(
         text: column of the texts; default: text, texts, sentence or content
         cosine_weight: weight of the cosine to the teacher's vector; 0 where the widths differ
         similarity_weight: weight of the divergence between in-batch similarities
+        near_weight: weight of the squared error of cosines between texts that the teacher finds near
         fit_steps: steps in which the token table of a "new" model is fitted to the teacher before its layers are trained
         phrases: tokens of a "new" model's vocabulary that join neighbouring tokens, across words too
         temperature: in-batch cosines are divided by it
@@ -134,6 +136,8 @@ def distill(
             found = similarity_weight * losses.to_similarities(vectors, view, temperature)
             if whole and cosine_weight:
                 found = found + cosine_weight * losses.to_teacher(vectors, targets["teacher"][:, :dim])
+            if near_weight:
+                found = found + near_weight * losses.to_near_cosines(vectors, targets["teacher"])
             return found
 
         at_depths = [deep[0], *(vectors[0] for vectors in shallow.values())]

@@ -146,6 +146,26 @@ def to_similarities(student: Tensor, view: Tensor, temperature: float = 0.05) ->
     return F.kl_div(batch_view(student, temperature), view.detach(), log_target=True, reduction="batchmean")
 
 
+def to_near_cosines(student: Tensor, teacher: Tensor, above: float = 0.5) -> Tensor:
+    """Mean squared difference between the student's and the teacher's cosines of those pairs of a batch that the teacher finds near.
+
+    `student` and `teacher` are `(n, d)` and `(n, e)`; near is a cosine of the teacher's of more than `above`; each pair counts once. 0 if no
+    pair is near. In a softmax over a batch (`to_similarities`) a near text outweighs all others as soon as it is near at all; how near it is
+    hardly counts. Here it does.
+
+    Source: the recipe of embell-mini. Raises UsageError if the numbers of rows differ.
+    """
+    if len(student) != len(teacher):
+        raise UsageError(f"student and teacher must have the same number of rows, not {len(student)} and {len(teacher)}")
+    unit = _unit(teacher.detach())
+    wanted = unit @ unit.T
+    first, second = (wanted > above).triu(1).nonzero(as_tuple=True)
+    if not len(first):
+        return (student * 0).sum()
+    vectors = _unit(student)
+    return (vectors @ vectors.T - wanted)[first, second].square().mean()
+
+
 def to_scores(cosines: Tensor, scores: Tensor) -> Tensor:
     """Mean squared difference between the student's cosines and a cross-encoder's scores of the same pairs, both `(n,)`.
 
