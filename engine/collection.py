@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from embell.document import Document
-from embell.engine.generation import build_generation, drop_generations
+from embell.engine.generation import build_generation, drop_generations, kept_queries
 from embell.engine.manifest import FILE, Manifest, check_promise
 from embell.engine.snapshot import Snapshot
 from embell.errors import CollectionError, EmbellError, UsageError
@@ -407,7 +407,7 @@ class Collection:
             self._reload()
             if index is not None:
                 self._manifest = replace(self._manifest, index=check_kind(index, self._manifest.dim))
-            self._build_index(None, progress, on_note)
+            self._build_index(kept_queries(self.path, self._manifest), progress, on_note)
 
     def tune(
         self,
@@ -487,7 +487,7 @@ class Collection:
         """Rebuild the index if too much of the collection lies outside it."""
         snapshot = self._look()
         if snapshot.outside > _REBUILD_SHARE * len(self) or (self._manifest.generation == 0 and len(self)):
-            self._build_index(None, progress, on_note)
+            self._build_index(kept_queries(self.path, self._manifest), progress, on_note)
 
     def _build_index(
         self, queries: Array | None, progress: Callable[[str, float], None] | None, on_note: Callable[[str], None] | None

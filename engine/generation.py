@@ -27,6 +27,8 @@ Array = np.ndarray[Any, Any]
 
 _LONG = 10.0
 """Seconds of work that are told of beforehand."""
+QUERIES = "queries.npy"
+"""In a generation: the queries that it was tuned on, float32 `(q, dim)`, where rows did not stand in for them."""
 AUTO_ROWS = 50_000
 """Rows from which on an index "auto" looks for something faster than exact search."""
 
@@ -42,7 +44,7 @@ def build_generation(
     """Build a new index generation from the table; returns the manifest that names it, which is not written yet.
 
     An index that has too few rows to be trained on is left out; search is exact until there are more. With a target, the
-    index is tuned to it, on `queries` or on rows of its own. An index "auto" stays exact while that is quick enough, where
+    index is tuned to it, on `queries`, which are kept with it, or on rows of its own. An index "auto" stays exact while that is quick enough, where
     no settings reach the target, and where exact search is as fast. `progress` and `on_note` as for `Collection.optimize`.
     """
     number = manifest.generation + 1
@@ -66,6 +68,8 @@ def build_generation(
         np.save(part / "vectors.npy", matrix)
     ExactIndex.write_beside(part, keys, matrix)
     DocumentsFile.write(part, store.readable, store.batches())
+    if queries is not None:
+        np.save(part / QUERIES, queries)
     tuned = None
     kind = manifest.index
     if kind == "auto" and manifest.target is not None and len(keys) >= AUTO_ROWS:
@@ -105,6 +109,30 @@ def build_generation(
         manifest, generation=number, approximate=approximate, recall=recall,
         tuned=asdict(tuned) if tuned is not None and approximate else None, changed=[],
     )  # fmt: skip
+
+
+def kept_queries(directory: Path, manifest: Manifest) -> Array | None:
+    """The queries that the current generation was tuned on; None if rows stood in for them.
+
+    Warns if there were queries and they cannot be read: rows will stand in from now on.
+    """
+    from embell.engine.tuning import GIVEN
+
+    path = directory / INDEX / str(manifest.generation) / QUERIES
+    try:
+        found: Array = np.load(path, allow_pickle=False)
+        if found.dtype == np.float32 and found.ndim == 2 and found.shape[1] == manifest.dim:
+            return found
+    except (OSError, ValueError, EOFError):
+        pass
+    if path.exists() or (manifest.tuned is not None and manifest.tuned["of"] == GIVEN):
+        warnings.warn(
+            f"{path}: the queries that the index was tuned on are missing or damaged; rows of the collection stand in for them "
+            f"until it is tuned again: embell tune {directory} --queries FILE",
+            EmbellWarning,
+            stacklevel=2,
+        )
+    return None
 
 
 def _approximate(

@@ -22,6 +22,8 @@ Array = np.ndarray[Any, Any]
 
 QUERIES = 2000
 """Rows that stand in for queries where none are given, themselves left out of their answers."""
+STOOD_IN, GIVEN = "rows of the collection", "queries"
+"""What an index was tuned on."""
 FEWEST = 20
 """Queries without which a measured recall means nothing."""
 _DEPTHS = (2, 4, 6, 8, 12, 16)
@@ -153,7 +155,7 @@ def tune(
             qps = len(each) / float(np.median(seconds))
             certified = Tuned(
                 name, point.settings, point.depth, target, float(each.mean()), low, high,
-                "rows of the collection" if len(own) else "queries", qps, candidates.bytes / max(1, len(rows)),
+                STOOD_IN if len(own) else GIVEN, qps, candidates.bytes / max(1, len(rows)),
             )  # fmt: skip
             break
     return certified, [point for point, _ in points]

@@ -226,6 +226,42 @@ def test_exact_search_that_does_not_fit_into_the_memory_gives_way(
     assert collection.manifest.kind == "exact"
 
 
+def test_a_rebuilt_index_is_tuned_on_the_questions_it_was_tuned_on(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation_module, "AUTO_ROWS", 1000)
+    monkeypatch.setattr(tuning, "_DEPTHS", (4,))
+    monkeypatch.setattr("embell.engine.tuning.exact_qps", lambda rows, queries: 0.0)
+    monkeypatch.setattr(tuning, "QUERIES", 100)
+    _, queries = rows_and_queries(3, 4000, 60)
+
+    def of() -> str:
+        assert collection.manifest.tuned is not None
+        return str(collection.manifest.tuned["of"])
+
+    collection.tune(0.4, queries)
+    assert of() == "queries"
+    for rebuild in (
+        collection.optimize,
+        lambda: collection.add(Document(f"new{number}", "text", {"share": 1}, queries[0]) for number in range(900)),
+    ):
+        before = collection.manifest.generation
+        rebuild()
+        assert collection.manifest.generation > before
+        assert of() == "queries"
+        kept = collection.path / "index" / str(collection.manifest.generation) / "queries.npy"
+        np.testing.assert_allclose(np.load(kept), queries, rtol=1e-6)
+    kept.write_bytes(kept.read_bytes()[:-9])
+    with pytest.warns(EmbellWarning, match=r"queries\.npy: the queries .* --queries FILE"):
+        collection.optimize()
+    assert of() == "rows of the collection"
+    collection.tune(0.4, queries)
+    collection.tune(0.4)  # asked for without questions: rows stand in, and those before are forgotten
+    assert of() == "rows of the collection"
+    collection.optimize()
+    assert of() == "rows of the collection"
+
+
 @pytest.mark.parametrize(
     ("written", "size"), [("500MB", 500_000_000), ("2 gb", 2 * 10**9), ("1.5GiB", 3 * 2**29), ("77", 77), ("3k", 3000)]
 )
