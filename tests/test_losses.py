@@ -384,7 +384,11 @@ def test_a_teacher_gets_no_gradient() -> None:
 
 
 @given(
-    n=st.integers(0, 6), width=st.integers(1, 5), other=st.integers(1, 5), seed=SIZES["seed"], above=st.sampled_from([-1.0, 0.2, 0.6])
+    n=st.integers(0, 6),
+    width=st.integers(1, 5),
+    other=st.integers(1, 5),
+    seed=SIZES["seed"],
+    above=st.sampled_from([-1.0, 0.2, 0.6]),
 )
 @settings(max_examples=50)
 def test_to_near_cosines(n: int, width: int, other: int, seed: int, above: float) -> None:

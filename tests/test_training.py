@@ -387,6 +387,55 @@ def test_a_narrower_student_learns_the_leading_principal_components(world: World
     assert losses(run)[0] == pytest.approx(expected, rel=2e-3)
 
 
+@pytest.mark.parametrize("width", [16, 32])
+def test_a_teacher_turns_towards_a_student_that_has_its_axes(world: World, teacher: Path, tmp_path: Path, width: int) -> None:
+    texts = list(chain.from_iterable(world.groups))[:300]
+    shape = replace(SHAPE, hidden=width, heads=2)
+    principal = Teacher(str(teacher), None, tmp_path / "principal", texts, True)
+    student = Encoder.load(fresh_student(shape, principal, texts, tmp_path / "student", 0, 60, 0), start_layer=1, dtype="float32")
+    ours = torch.from_numpy(student.encode(texts))
+
+    def nearness(vectors: torch.Tensor) -> float:
+        return float(torch.cosine_similarity(vectors[:, :width], ours).mean())
+
+    source = Teacher(str(teacher), None, tmp_path / "kept", texts, False)
+    plain = source(range(300))
+    source.turn_towards(student)
+    turned = source(range(300))
+    np.testing.assert_allclose(turned @ turned.T, plain @ plain.T, atol=1e-3)  # a turn, whatever the student's width
+    assert nearness(turned) >= nearness(principal(range(300))) - 1e-3 > nearness(plain) + 0.3
+    again = Teacher(str(teacher), None, tmp_path / "kept", texts, False)
+    again.turn_towards(student)
+    assert torch.equal(again(range(300)), turned)
+
+
+def test_a_student_goes_on_with_the_axes_that_it_has(world: World, teacher: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"teacher": str(teacher), "encoder": EncoderOptions(start_layer=1)}
+    first = distill(
+        (world.texts,), tmp_path / "first", "new", principal=True, fit_steps=60, shape=SHAPE, run=run_options(steps=2), **settings
+    )
+    for aligned in (False, True):
+        distill((world.texts,), tmp_path / str(aligned), str(first), aligned=aligned, run=run_options(steps=1), **settings)
+    assert losses(tmp_path / "True")[0] < losses(tmp_path / "False")[0] - 1
+    for wrong in ({"principal": True}, {"model": "new"}):
+        with pytest.raises(UsageError, match="aligned is for a student that has its axes"):
+            distill((world.texts,), tmp_path / "wrong", **{"model": str(first), "aligned": True, **settings, **wrong})
+
+
+def test_near_pairs_are_part_of_the_loss(world: World, teacher: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"teacher": str(teacher), "fit_steps": 0, "shape": SHAPE, "encoder": EncoderOptions(start_layer=1)}
+    for weight in (0.0, 7.0):
+        distill((world.texts,), tmp_path / str(weight), "new", near_weight=weight, run=run_options(steps=1), **settings)
+    texts = [text for at in first_batch([tuple(group) for group in world.groups]) for text in world.groups[at]]
+    ours = unit(vectors_of(tmp_path / "7.0" / "student", texts, start_layer=1))
+    theirs = unit(vectors_of(teacher, texts))
+    wanted = theirs @ theirs.T
+    near = np.triu(wanted > 0.5, 1)
+    assert near.any()
+    added = 7 * np.square(ours @ ours.T - wanted)[near].mean()
+    assert losses(tmp_path / "7.0")[0] - losses(tmp_path / "0.0")[0] == pytest.approx(added, rel=5e-3)
+
+
 def test_fitting_the_table_brings_a_fresh_student_nearer(world: World, teacher: Path, tmp_path: Path) -> None:
     texts = list(chain.from_iterable(world.groups))[:600]
     source = Teacher(str(teacher), None, tmp_path / "kept", texts, True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import lzma
+import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from embell import CorpusError, UsageError
-from embell.training import sources
+from embell.training import sources, variants
 
 NOUNS = ["river", "bridge", "engine", "vector", "sentence", "bank", "galaxy", "soup", "kitten", "market", "teacher", "window"]
 VERBS = ["crosses", "builds", "reads", "follows", "paints", "forgets", "measures", "opens", "carries", "answers"]
@@ -74,6 +76,58 @@ def test_pieces_change_no_other_text(data: Path) -> None:
     assert [[text for text in group if text in known] for group in groups] == plain
     added = {text for group in groups for text in group} - known
     assert all(any(piece in text for text in known) for piece in added)
+
+
+def test_further_texts_are_new_but_for_those_that_come_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (running,) = sources.select(["text/factbook.jsonl"])
+    (captions,) = sources.select(["pairs/snli-dev.tsv.xz"])
+    (data / "pairs").mkdir(exist_ok=True)
+    with lzma.open(data / captions.path, "wt", encoding="utf-8") as file:
+        file.write("premise\thypothesis\n")
+        file.writelines(f"A {one} is near the {other}.\tThe {other} is red.\n" for one in NOUNS for other in NOUNS[:5])
+    monkeypatch.setattr(sources, "SHIPPABLE", (replace(running, texts=60), captions))
+    monkeypatch.setattr(sources, "_AGAIN", 5)
+    first, _ = sources.collect(data, sources.SHIPPABLE, 1.0, 0)
+    groups, counts = sources.further(data, 1.0, 0)
+    assert sum(map(len, groups)) == sum(counts.values())
+    known = {sources.fingerprint(text) for group in first for text in group}
+    marks = [sources.fingerprint(text) for group in groups for text in group]
+    assert not set(marks) & sources.held_out(data)
+    old = [text for group in groups if set(map(sources.fingerprint, group)) <= known for text in group]
+    assert 0 < len(old) == counts["again"]
+    new = [text for group in groups if not known.intersection(map(sources.fingerprint, group)) for text in group]
+    assert len(old) + len(new) == len(marks)  # no group holds both
+    assert len(set(map(sources.fingerprint, new))) == len(new) > counts["edits"] > 0
+    assert sources.further(data, 1.0, 0) == (groups, counts)
+
+
+def test_edits_are_few_and_the_same_for_the_same_text() -> None:
+    text = "In 1954 the old bridge carried 12 trains a day."
+    found = variants.edited([text], 100, {"bridge": ["road"], "trains": ["cars"]}, ["Nobody knew."])
+    assert text not in found
+    assert f"{text} Nobody knew." in found
+    assert any(re.fullmatch(r"In \d{4} the old bridge carried \d\d trains a day\.", one) for one in found)
+    assert any("road" in one or "cars" in one for one in found)
+    assert "In 1954 old bridge carried 12" in [" ".join(one.split()[:6]) for one in found]  # as a headline
+    assert variants.edited([text], 2, {}, ["Nobody knew."]) == variants.edited([text], 2, {}, ["Nobody knew."])
+    assert len(variants.edited([text], 2, {}, ["Nobody knew."])) == 2
+    assert variants.edited(["long " * 60], 5, {}, ["Nobody knew."]) == []
+
+
+def test_words_are_exchanged_for_those_of_the_same_places() -> None:
+    found = variants.exchangeable(["A dog runs home.", "A cat runs home.", "A cat eats here.", "A bird eats here."])
+    assert found == {"dog": ["cat"], "cat": ["dog", "bird"], "bird": ["cat"]}
+
+
+def test_a_headline_is_a_clause_without_articles_and_auxiliaries() -> None:
+    text = "The new bridge over the river was opened by the mayor of Oslo, which is far away."
+    for seed in range(20):
+        title = variants.headline(text, random.Random(seed))
+        assert title is not None
+        words = title.split()
+        assert 6 <= len(words) <= 9
+        assert words == ["new", "bridge", "over", "river", "opened", "by", "mayor", "of", "Oslo"][: len(words)]
+    assert variants.headline("It was the end, as they say.", random.Random(0)) is None
 
 
 def test_rows_of_compressed_tables_are_read_without_quoting(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def distill(
     teacher: str | None = None,
     teacher_length: int | None = None,
     principal: bool = False,
+    aligned: bool = False,
     text: str | None = None,
     cosine_weight: float = 5.0,
     similarity_weight: float = 1.0,
@@ -55,7 +56,8 @@ def distill(
     """Teach a student what a teacher knows.
 
     With a teacher, an encoder: cosine_weight × (1 − cosine to the teacher's vector) + similarity_weight × the divergence between
-    the two views of the batch, the rows of in-batch similarities. A row of the data may hold several texts ("texts": a
+    the two views of the batch, the rows of in-batch similarities, + near_weight × the mean squared error of the cosines of texts that the
+    teacher finds near each other. A row of the data may hold several texts ("texts": a
     list) that are to meet in a batch, such as a title and its article: relations between texts are learnt where the texts meet.
 
     With a cross-encoder, or a column of scores from one: the squared error of cosines to its scores (DSE, AAAI 2020,
@@ -69,6 +71,7 @@ def distill(
         teacher_length: tokens that the teacher reads at a time; it averages the pieces of longer texts; default: it cuts them
         principal: learn the teacher's vectors turned to their principal axes: leading components then carry the most, and a narrower
             student learns those
+        aligned: learn the teacher's vectors turned to where the student's are already; for a student that has learnt with `principal` before
         text: column of the texts; default: text, texts, sentence or content
         cosine_weight: weight of the cosine to the teacher's vector; 0 where the widths differ
         similarity_weight: weight of the divergence between in-batch similarities
@@ -98,6 +101,8 @@ def distill(
         raise UsageError("temperature must be more than 0, the weights not less than 0, and one of them more")
     if model == NEW and teacher is None:
         raise UsageError('a "new" model starts from a teacher\'s vectors of its tokens; give a --teacher')
+    if aligned and (principal or model == NEW):
+        raise UsageError("aligned is for a student that has its axes already: without principal, and not for a new model")
     if phrases and (not fit_steps or model != NEW or not 0 < phrases <= shape.vocabulary - 258):
         raise UsageError("phrases are tokens of a new model's vocabulary, beside 258 others, and need fit_steps")
     require(evaluate)
@@ -117,11 +122,13 @@ def distill(
     student = Student(encoder.load(start), nesting.depths, lora)
     nesting.check(student.encoder.dim)
     dim = student.encoder.dim
-    if cosine_weight and dim != source.dim and not (principal and dim < source.dim):
+    if cosine_weight and dim != source.dim and not ((principal or aligned) and dim < source.dim):
         raise UsageError(
             f"the student's vectors have {dim} components and the teacher's {source.dim}: only their similarities can be learnt; "
             "give --cosine-weight 0" + (", or --principal to learn the teacher's leading components" if dim < source.dim else "")
         )
+    if aligned:
+        source.turn_towards(student.encoder)
     tokens = TokenisedTexts(student.encoder)
 
     def make(rows: Sequence[int]) -> Examples:

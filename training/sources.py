@@ -26,7 +26,7 @@ from typing import Any
 import orjson
 
 from embell.errors import CorpusError, UsageError
-from embell.training.captions import variants_of
+from embell.training.variants import captions_like, edited, exchangeable
 
 Row = dict[str, Any]
 Groups = Iterator[Sequence[str]]
@@ -131,7 +131,7 @@ def _premises(rows: list[Row], rng: random.Random) -> Groups:
     for premise, hypotheses in said.items():
         yield [premise, *hypotheses]
     captions = [text for premise, hypotheses in said.items() for text in (premise, *hypotheses)]
-    yield from variants_of(captions, rng)
+    yield from captions_like(captions, rng)
 
 
 def _classes(
@@ -269,12 +269,15 @@ def _unseen(texts: Iterable[str], seen: set[str]) -> Iterator[str]:
             yield text
 
 
-def collect(data: Path, sources: Iterable[Source], scale: float, seed: int) -> tuple[list[list[str]], dict[str, int]]:
+def collect(
+    data: Path, sources: Iterable[Source], scale: float, seed: int, seen: set[str] | None = None
+) -> tuple[list[list[str]], dict[str, int]]:
     """Draw the training mix: groups of texts in random order, and how many texts each path gave; each text comes once.
 
-    `scale` multiplies how many texts each source gives. Texts of the held-out sets are left out.
+    `scale` multiplies how many texts each source gives. Texts of the held-out sets are left out, and those whose fingerprints are in
+    `seen`, to which the fingerprints of what is drawn are added.
     """
-    seen = held_out(data)
+    seen = held_out(data) if seen is None else seen
     found: list[list[str]] = []
     counts: dict[str, int] = {}
     for source in sources:
@@ -292,3 +295,43 @@ def collect(data: Path, sources: Iterable[Source], scale: float, seed: int) -> t
                 counts[source.path] += len(found[-1])
     random.Random(seed).shuffle(found)
     return found, counts
+
+
+_EDITED, _EDITS = 0.35, 2
+"""Share of the groups of further texts that get edits of their sentences, and how many at most."""
+_AGAIN = 15_000
+"""Groups of the first texts that come again among the further ones."""
+_SAMPLE = 300_000
+"""Sentences, at most, that are looked through for words that stand in the same places."""
+
+
+def further(data: Path, scale: float, seed: int) -> tuple[list[list[str]], dict[str, int]]:
+    """Groups for a second training, after one on those of `collect` with all sources and the same numbers.
+
+    What the sources have left, then running text again and again, other sentences of it each time; every text is new. A third of the groups get
+    edits of their sentences, "edits" among the counts. Half of SNLI's groups, and some others of the first ones, come "again".
+    """
+    seen = held_out(data)
+    first, _ = collect(data, SHIPPABLE, scale, seed, seen)
+    running = [source for source in SHIPPABLE if source.path.startswith("text/")]
+    found: list[list[str]] = []
+    counts: dict[str, int] = defaultdict(int)
+    for sources, times, draw in ((SHIPPABLE, 2.0, seed), *((running, 1.5, seed + number) for number in (1, 2, 3))):
+        groups, drawn = collect(data, sources, times * scale, draw, seen)
+        found += groups
+        for path, count in drawn.items():
+            counts[path] += count
+    rng = random.Random(f"{seed} further")
+    short = [text for group in found for text in group if len(text) <= 240]
+    exchanged = exchangeable(rng.sample(short, min(_SAMPLE, len(short))))
+    for group in found:
+        if rng.random() < _EDITED:
+            made = list(_unseen(edited(group, _EDITS, exchanged, short), seen))
+            group += made
+            counts["edits"] += len(made)
+    captions, _ = collect(data, [source for source in SHIPPABLE if "snli" in source.path], scale, seed)
+    again = rng.sample(captions, len(captions) // 2) + rng.sample(first, min(int(_AGAIN * scale), len(first)))
+    counts["again"] = sum(map(len, again))
+    found += again
+    rng.shuffle(found)
+    return found, dict(counts)

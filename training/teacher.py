@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,20 +63,47 @@ class Teacher:
         return torch.nn.functional.normalize(torch.from_numpy(self._kept[rows].astype(np.float32)), dim=-1)
 
     def turned(self, vectors: Tensor) -> Tensor:
-        """Vectors of length 1, turned to the principal axes if those are asked for."""
-        if self._principal:
-            self._axes = self._principal_axes() if self._axes is None else self._axes
+        """Vectors of length 1, turned to the principal axes if those are asked for, or towards a student's."""
+        if self._principal and self._axes is None:
+            self._axes = self._principal_axes()
+        if self._axes is not None:
             vectors = vectors @ self._axes
         return torch.nn.functional.normalize(vectors, dim=-1)
 
     def _principal_axes(self) -> Tensor:
         """Orthonormal columns `(dim, dim)`, those along which the texts' vectors are longest first."""
-        path, part = self._folder / "axes.npy", self._folder / "part.npy"
-        if not path.is_file():
-            sample = np.linspace(0, len(self._texts) - 1, min(SAMPLE, len(self._texts))).astype(int)
-            vectors = self._plain(sample).double()
+
+        def make() -> Tensor:
+            vectors = self._plain(self._sample()).double()
             _, columns = torch.linalg.eigh(vectors.T @ vectors)
-            np.save(part, columns.flip(1).float().numpy())
+            return columns.flip(1)
+
+        return self._kept_axes("axes", make)
+
+    def turn_towards(self, student: Encoder) -> None:
+        """Turn the vectors to where those of a student are that has learnt turned ones: what it knows stays right.
+
+        The orthogonal map that brings the teacher's vectors of a sample nearest to the student's (Schönemann, 1966); of a
+        narrower student, to its components, which come first.
+        """
+
+        def make() -> Tensor:
+            rows = self._sample()
+            ours = torch.from_numpy(np.asarray(student.encode([self._texts[row] for row in rows]), np.float64))
+            left, _, right = torch.linalg.svd(self._plain(rows).double().T @ torch.nn.functional.normalize(ours, dim=-1))
+            width = student.dim
+            return torch.cat([left[:, :width] @ right, left[:, width:]], dim=1)
+
+        self._axes = self._kept_axes(f"towards-{student.spec.fingerprint[:16]}", make)
+
+    def _sample(self) -> np.ndarray:
+        return np.linspace(0, len(self._texts) - 1, min(SAMPLE, len(self._texts))).astype(int)
+
+    def _kept_axes(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """Axes that are made once and kept beside the vectors."""
+        path, part = self._folder / f"{name}.npy", self._folder / "part.npy"
+        if not path.is_file():
+            np.save(part, make().float().numpy())
             part.replace(path)
         return torch.from_numpy(np.load(path))
 

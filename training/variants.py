@@ -1,7 +1,7 @@
-"""New captions out of old ones: a teacher can judge any sentence, so a student can learn from sentences that nobody wrote.
+"""New sentences out of old ones: a teacher can judge any sentence, so a student can learn from sentences that nobody wrote.
 
-What changes a caption's meaning a little, or wholly, while its words stay nearly the same, is what similarity is hardest to tell by:
-another subject or predicate, a word exchanged for one that captions use in its place, a phrase left out, a negation.
+What changes the meaning of a sentence a little, or wholly, while its words stay nearly the same, is what similarity is hardest to tell by:
+another subject or predicate, a word exchanged for one that others use in its place, another number, a phrase left out, a negation.
 """
 
 from __future__ import annotations
@@ -70,9 +70,36 @@ _FUNCTION_WORDS = frozenset(
         "no",
     ]
 )
+_LEFT_OUT = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "is",
+        "are",
+        "was",
+        "were",
+        "been",
+        "be",
+        "being",
+        "has",
+        "have",
+        "had",
+        "its",
+        "his",
+        "her",
+        "their",
+        "also",
+        "that",
+        "there",
+    ]
+)
+"""Words that headlines do without."""
+_CLAUSE_END = re.compile(r"[,;:()\[\]–—\"]+| - |\b(?:which|who|whose|where|while|because|although|when)\b")
+_NUMBER = re.compile(r"\d+")
 
 
-def variants_of(captions: Sequence[str], rng: random.Random) -> Iterator[list[str]]:
+def captions_like(captions: Sequence[str], rng: random.Random) -> Iterator[list[str]]:
     """Up to four variants of each caption, in groups."""
     subjects: dict[str, list[str]] = defaultdict(list)
     predicates: dict[str, list[str]] = defaultdict(list)
@@ -80,7 +107,7 @@ def variants_of(captions: Sequence[str], rng: random.Random) -> Iterator[list[st
         if clause := _CLAUSE.match(caption):
             subjects[clause[2]].append(clause[1])
             predicates[clause[2]].append(clause[3])
-    exchanged = _exchangeable(captions)
+    exchanged = exchangeable(captions)
     order = list(captions)
     rng.shuffle(order)
     for caption in order:
@@ -100,11 +127,44 @@ def variants_of(captions: Sequence[str], rng: random.Random) -> Iterator[list[st
             yield rng.sample(found, min(4, len(found)))
 
 
-def _exchangeable(captions: Sequence[str]) -> dict[str, list[str]]:
+def edited(texts: Sequence[str], most: int, exchanged: dict[str, list[str]], others: Sequence[str]) -> list[str]:
+    """At most `most` edits of sentences of up to 240 characters among `texts`; the same for the same arguments.
+
+    An edit exchanges words or numbers, leaves words out, writes the sentence as a headline, or puts one of `others` behind
+    a short one. `exchanged` is what `exchangeable` found.
+    """
+    rng = random.Random(texts[0])
+    found: list[str] = []
+    for text in texts:
+        if len(text) > 240:
+            continue
+        found += [*_exchanges(text, exchanged, rng), *_shortened(text, rng)]
+        if title := headline(text, rng):
+            found += [title, *list(_exchanges(title, exchanged, rng))[:1]]
+        if _NUMBER.search(text):
+            found.append(_NUMBER.sub(lambda number: _another(number[0], rng), text))
+        if len(text) < 60:
+            found.append(f"{text} {rng.choice(others)}"[:240])
+    return rng.sample(found, min(most, len(found)))
+
+
+def headline(text: str, rng: random.Random) -> str | None:
+    """One clause of a sentence, of five to eleven words, without articles and auxiliaries; None where no clause is long enough."""
+    clauses = [[word for word in clause.split() if word.lower() not in _LEFT_OUT] for clause in _CLAUSE_END.split(text)]
+    long = [words for words in clauses if len(words) >= 5]
+    return " ".join(rng.choice(long)[: rng.randint(6, 11)]).rstrip(".!?") if long else None
+
+
+def _another(number: str, rng: random.Random) -> str:
+    """A number of as many digits."""
+    return str(rng.randrange(10 ** (len(number) - 1) if len(number) > 1 else 0, 10 ** len(number)))
+
+
+def exchangeable(sentences: Sequence[str]) -> dict[str, list[str]]:
     """For each word, those that stand between the same two neighbours somewhere, most often first."""
     between: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for caption in captions:
-        words = ["^", *_WORD.findall(caption.lower()), "$"]
+    for sentence in sentences:
+        words = ["^", *_WORD.findall(sentence.lower()), "$"]
         for before, word, after in zip(words, words[1:], words[2:], strict=False):
             if word not in _FUNCTION_WORDS:
                 between[before, after][word] += 1
