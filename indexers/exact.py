@@ -37,9 +37,9 @@ _COPIED = 8192
 _MOST_CANDIDATES = 2_000_000
 _MERGED = 8
 """Candidates of a query after which the k-th best so far is looked for anew, on the average."""
-_GATHERED_SHARE, _GATHERED_QUERIES = 0.1, 32
+_GATHERED_SHARE, _GATHERED_QUERIES = 0.4, 32
 """Rows that a filter lets through are copied together where they are at most this share, or there are this many queries at least."""
-_SCORED = 512
+_SCORED = 256
 """Pairs that are scored at a time: they stay in the cache, and few steps of Python are left for the cores to wait for each other in."""
 _SHARED = 1024
 """Pairs from which on every core scores a share of them."""

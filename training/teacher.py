@@ -75,7 +75,7 @@ class Teacher:
 
         def make() -> Tensor:
             vectors = self._plain(self._sample()).double()
-            _, columns = torch.linalg.eigh(vectors.T @ vectors)
+            columns: Tensor = torch.linalg.eigh(vectors.T @ vectors).eigenvectors
             return columns.flip(1)
 
         return self._kept_axes("axes", make)
