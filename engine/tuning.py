@@ -21,7 +21,10 @@ from embell.indexers.vector_index import Candidates
 Array = np.ndarray[Any, Any]
 
 QUERIES = 2000
-"""Rows that stand in for queries where none are given, themselves left out of their answers."""
+"""Rows that stand in for queries where none are given."""
+_LEFT_OUT = 2
+"""Rows left out of the answers of a row that stands in: itself, and the nearest other. A row has relatives, such as the next sentence, that are
+easily found; a query has none."""
 STOOD_IN, GIVEN = "rows of the collection", "queries"
 """What an index was tuned on."""
 FEWEST = 20
@@ -94,11 +97,17 @@ def tune(
     if queries is None:
         own = np.random.default_rng(len(rows)).permutation(len(rows))[:QUERIES]
         queries = rows.vectors(own)
-    _, truth = rows.search(queries, K + bool(len(own)))
+    spare = _LEFT_OUT if len(own) else 0
+    _, truth = rows.search(queries, K + spare)
     places = np.searchsorted(rows.keys, truth)
     places[truth < 0] = -1
-    selves = own if len(own) else np.full(len(places), -1)
-    best = [set(row[(row != self) & (row >= 0)][:K].tolist()) for row, self in zip(places, selves, strict=True)]
+    if len(own):  # equal rows may come before a row itself
+        others = [row[row != self] for row, self in zip(places, own, strict=True)]
+        left_out = [[self, *row[: spare - 1].tolist()] for row, self in zip(others, own.tolist(), strict=True)]
+        answers = [row[spare - 1 :] for row in others]
+    else:
+        left_out, answers = [[]] * len(places), list(places)
+    best = [set(row[row >= 0][:K].tolist()) for row in answers]
 
     def recalls(chosen: Array, settings: Settings, depth: int, times: int) -> tuple[Array, list[float]]:
         """Recall of each chosen query, and how many seconds they took, time after time."""
@@ -106,15 +115,12 @@ def tune(
         seconds = []
         for _ in range(times):
             began = time.perf_counter()
-            if len(own):  # as many candidates as a query will have that is not among the rows, and the row itself
-                asked, _, positions = nearest(rows, candidates, ask, K + 1, settings, (depth * K + 1) / (K + 1))
-            else:
-                asked, _, positions = nearest(rows, candidates, ask, K, settings, depth)
+            # As many candidates as a query will have that is not among the rows, and those that are left out.
+            asked, _, positions = nearest(rows, candidates, ask, K + spare, settings, (depth * K + spare) / (K + spare))
             seconds.append(time.perf_counter() - began)
         ends = np.searchsorted(asked, np.arange(1, len(chosen)))
         hits = [
-            len(best[query] & set(found[found != own[query]][:K].tolist() if len(own) else found.tolist()))
-            / max(1, len(best[query]))
+            len(best[query] & set(found[~np.isin(found, left_out[query])][:K].tolist())) / max(1, len(best[query]))
             for query, found in zip(chosen.tolist(), np.split(positions, ends), strict=True)
         ]
         return np.array(hits), seconds

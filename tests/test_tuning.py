@@ -87,6 +87,20 @@ def test_a_row_that_stands_in_gets_no_more_candidates_than_a_query(factory: str)
         np.testing.assert_array_equal(found, candidates)
 
 
+def test_rows_that_stand_in_are_no_easier_for_having_a_relative(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row has a twin, which any index finds; a question has none."""
+    monkeypatch.setattr(tuning, "_DEPTHS", (2, 4))
+    rng = np.random.default_rng(6)
+    half = rng.standard_normal((2000, DIM))
+    rows = renormalise(np.concatenate([half, half + 0.05 * rng.standard_normal((2000, DIM))])).astype(np.float16)
+    queries = renormalise(rng.standard_normal((1000, DIM)))
+    exact, faiss = indices(rows, "IVF16,PQ8x4fs")
+    _, curve = tune(exact, faiss, "IVF16,PQ8x4fs", 0.2, None)
+    errors = [point.recall - recall(exact, faiss, queries, point.settings, point.depth) for point in curve]
+    assert min(point.recall for point in curve) < 0.5  # where a twin would be worth five points
+    assert np.abs(errors).max() < 0.03
+
+
 def test_a_recall_out_of_reach_is_not_promised() -> None:
     rows, queries = rows_and_queries(1, 3000, 400)
     exact, faiss = indices(rows, "IVF16,PQ2x4fs")
