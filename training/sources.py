@@ -308,7 +308,7 @@ _SAMPLE = 300_000
 def further(data: Path, scale: float, seed: int) -> tuple[list[list[str]], dict[str, int]]:
     """Groups for a second training, after one on those of `collect` with all sources and the same numbers.
 
-    What the sources have left, then running text again and again, other sentences of it each time; every text is new. A third of the groups get
+    What the sources have left, at most as much again, then running text again and again, other sentences of it each time; every text is new. A third of the groups get
     edits of their sentences, "edits" among the counts. Half of SNLI's groups, and some others of the first ones, come "again".
     """
     seen = held_out(data)
@@ -316,7 +316,7 @@ def further(data: Path, scale: float, seed: int) -> tuple[list[list[str]], dict[
     running = [source for source in SHIPPABLE if source.path.startswith("text/")]
     found: list[list[str]] = []
     counts: dict[str, int] = defaultdict(int)
-    for sources, times, draw in ((SHIPPABLE, 2.0, seed), *((running, 1.5, seed + number) for number in (1, 2, 3))):
+    for sources, times, draw in ((SHIPPABLE, 1.0, seed), *((running, 1.5, seed + number) for number in (1, 2, 3))):
         groups, drawn = collect(data, sources, times * scale, draw, seen)
         found += groups
         for path, count in drawn.items():
