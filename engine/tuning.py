@@ -103,10 +103,10 @@ def tune(
     places[truth < 0] = -1
     if len(own):  # equal rows may come before a row itself
         others = [row[row != self] for row, self in zip(places, own, strict=True)]
-        left_out = [[self, *row[: spare - 1].tolist()] for row, self in zip(others, own.tolist(), strict=True)]
+        left_out = [{self, *row[: spare - 1].tolist()} for row, self in zip(others, own.tolist(), strict=True)]
         answers = [row[spare - 1 :] for row in others]
     else:
-        left_out, answers = [[]] * len(places), list(places)
+        left_out, answers = [set()] * len(places), list(places)
     best = [set(row[row >= 0][:K].tolist()) for row in answers]
 
     def recalls(chosen: Array, settings: Settings, depth: int, times: int) -> tuple[Array, list[float]]:
@@ -120,7 +120,7 @@ def tune(
             seconds.append(time.perf_counter() - began)
         ends = np.searchsorted(asked, np.arange(1, len(chosen)))
         hits = [
-            len(best[query] & set(found[~np.isin(found, left_out[query])][:K].tolist())) / max(1, len(best[query]))
+            len(best[query] & set([at for at in found.tolist() if at not in left_out[query]][:K])) / max(1, len(best[query]))
             for query, found in zip(chosen.tolist(), np.split(positions, ends), strict=True)
         ]
         return np.array(hits), seconds

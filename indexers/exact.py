@@ -291,8 +291,7 @@ class ExactIndex:
             for begin in range(0, end, size):
                 some: Any = slice(begin, min(begin + size, end)) if chosen is None else chosen[begin : begin + size]
                 if coded is not None and codes is not None:
-                    count = min(size, end - begin)
-                    products = room[: len(queries) * count].view(len(queries), -1)
+                    products = room[: len(queries) * min(size, end - begin)].view(len(queries), -1)
                     if chosen is None:
                         torch._int_mm(coded.codes, codes.codes[some].T, out=products)
                     else:
