@@ -55,7 +55,7 @@ def optimize(directory: str, kind: str | None, as_json: bool) -> None:
 @click.option("--recall", type=float, required=True, help=RECALL_HELP)
 @click.option(
     "--queries", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Questions like those that will be asked, one a line, or JSON Lines with a text; without, documents stand in.",
+    help="Questions like those that will be asked, one a line, or JSON Lines with a text; without, those given last, or documents.",
 )  # fmt: skip
 @click.option("--memory", metavar="SIZE", callback=in_bytes, help=MEMORY_HELP)
 @click.option(

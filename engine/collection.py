@@ -421,7 +421,8 @@ class Collection:
         """Build the index anew so that it finds that share of the nearest ten, and record what it really finds.
 
         A collection that is searched exactly gets the index "auto": approximate where that is faster. `queries` are texts or
-        vectors like those that will be asked; without them, rows of the collection stand in. `memory` limits the bytes that an index "auto"
+        vectors like those that will be asked; without them, it is tuned on those that were given last, and where there were none,
+        rows of the collection stand in. `memory` limits the bytes that an index "auto"
         holds beside the stored rows: what does not fit is left on disk. What was found stands in
         `manifest.tuned`, and the curve of recall and speed in `index/<generation>/curve.json`. `progress` and `on_note` as for
         `optimize`.
@@ -438,6 +439,8 @@ class Collection:
             vectors = self._checked(queries) if isinstance(queries, np.ndarray) else self.encoder.encode(list(queries), "query")
         with writer_lock(self.path):
             self._reload()
+            if vectors is None:
+                vectors = kept_queries(self.path, self._manifest)
             kind = "auto" if self._manifest.index == "exact" else self._manifest.index
             self._manifest = replace(self._manifest, index=check_kind(kind, self._manifest.dim), target=recall, memory=memory)
             self._build_index(vectors, progress, on_note)

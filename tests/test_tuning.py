@@ -270,10 +270,9 @@ def test_a_rebuilt_index_is_tuned_on_the_questions_it_was_tuned_on(
         collection.optimize()
     assert of() == "rows of the collection"
     collection.tune(0.4, queries)
-    collection.tune(0.4)  # asked for without questions: rows stand in, and those before are forgotten
-    assert of() == "rows of the collection"
-    collection.optimize()
-    assert of() == "rows of the collection"
+    collection.tune(0.3)  # another promise, on the questions that are there
+    assert of() == "queries"
+    assert collection.manifest.target == 0.3
 
 
 @pytest.mark.parametrize(
