@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import orjson
-from search import DIM, sentences, vectors
+from search import sentences, vectors
 
 Array = np.ndarray[Any, Any]
 
@@ -214,7 +214,7 @@ def semantic(data: Path, work: Path, rows: int, repeat: int) -> None:
     began = time.perf_counter()
     true = brute_force(unit, THRESHOLD)
     print(
-        f"\nThe semantic stage: {rows:,} sentences, {DIM} wide, cosine {THRESHOLD}; {len(true):,} pairs by brute force ({time.perf_counter() - began:.0f} s)\n"
+        f"\nThe semantic stage: {rows:,} sentences, {unit.shape[1]} wide, cosine {THRESHOLD}; {len(true):,} pairs by brute force ({time.perf_counter() - began:.0f} s)\n"
     )
     times = in_turns(works, repeat)
     print(
@@ -451,8 +451,9 @@ def equal(data: Path, work: Path, rows: int) -> None:
     rng = np.random.default_rng(0)
     half = rows // 2
     others = renormalise(vectors(data, work, STORED)[0][: rows - half])
-    near = rng.standard_normal(DIM, np.float32)
-    near = near / np.linalg.norm(near) + 0.1 / DIM**0.5 * rng.standard_normal((half, DIM), np.float32)
+    dim = others.shape[1]
+    near = rng.standard_normal(dim, np.float32)
+    near = near / np.linalg.norm(near) + 0.1 / dim**0.5 * rng.standard_normal((half, dim), np.float32)
     words = "The nightly report of the measuring station at the harbour lists wind, waves, temperature, pressure and visibility for day"
     texts = kept_texts(data, work)[: rows - half] + [f"{words} {number}" for number in range(half)]
     order = rng.permutation(rows)

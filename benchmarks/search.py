@@ -21,7 +21,8 @@ import numpy as np
 import orjson
 
 Array = np.ndarray[Any, Any]
-DIM = 384
+WIDE = 384
+"""Width of the synthetic vectors."""
 
 
 def sentences(data: Path, count: int) -> list[str]:
@@ -38,7 +39,7 @@ def sentences(data: Path, count: int) -> list[str]:
 
 
 def vectors(data: Path, work: Path, rows: int) -> tuple[Array, Array]:
-    """Stored rows `(rows, 384)` in float16, and 2 000 queries `(2000, 384)` in float32 of length 1."""
+    """Stored rows `(rows, dim)` in float16, and 2 000 queries `(2000, dim)` in float32 of length 1."""
     from embell.engine import Encoder
     from embell.indexers.codes import renormalise
 
@@ -54,10 +55,10 @@ def synthetic(rows: int) -> tuple[Array, Array]:
     from embell.indexers.codes import renormalise
 
     rng = np.random.default_rng(0)
-    centres = rng.standard_normal((4000, DIM), np.float32)
+    centres = rng.standard_normal((4000, WIDE), np.float32)
 
     def some(count: int) -> Array:
-        return renormalise(centres[rng.integers(0, 4000, count)] + 0.7 * rng.standard_normal((count, DIM), np.float32))
+        return renormalise(centres[rng.integers(0, 4000, count)] + 0.7 * rng.standard_normal((count, WIDE), np.float32))
 
     stored = np.concatenate([some(min(50_000, rows - begin)).astype(np.float16) for begin in range(0, rows, 50_000)])
     return stored, some(2000)
@@ -86,11 +87,11 @@ def exact(name: str, rows: Array, queries: Array, repeat: int) -> None:
     from embell.indexers.exact import ExactIndex
 
     began = time.perf_counter()
-    ours = ExactIndex(DIM)
+    ours = ExactIndex(rows.shape[1])
     ours.add(np.arange(len(rows)), rows)
     ours.search(queries[:1], 10)
     print(f"\n{name}: {len(rows):,} rows; codes made in {time.perf_counter() - began:.1f} s, peak memory {peak()}")
-    flat = faiss.IndexFlatIP(DIM)
+    flat = faiss.IndexFlatIP(rows.shape[1])
     flat.add(renormalise(rows))
     print(
         "| queries at a time | embell, ms | IndexFlatIP, ms | ratio | rows that differ from float64 |\n| --- | --- | --- | --- | --- |"
@@ -133,10 +134,10 @@ def join(rows: Array, repeat: int) -> None:
     print("\n| rows | pairs at 0.9 | embell, s | range_search, s | ratio | same pairs |\n| --- | --- | --- | --- | --- | --- |")
     for count in sorted({min(100_000, len(rows)), len(rows)}):
         some = rows[:count]
-        ours = ExactIndex(DIM)
+        ours = ExactIndex(rows.shape[1])
         ours.add(np.arange(count), some)
         unit = renormalise(some)
-        flat = faiss.IndexFlatIP(DIM)
+        flat = faiss.IndexFlatIP(rows.shape[1])
         flat.add(unit)
         found: dict[str, set[tuple[int, int]]] = {}
 
@@ -167,9 +168,9 @@ def rivals(rows: Array) -> Iterator[tuple[str, float, float, list[tuple[str, Cal
     from embell.indexers.codes import renormalise
 
     unit = renormalise(rows)
-    for factory in ("HNSW32", f"IVF{1024 if len(rows) > 100_000 else 256},PQ96x4fs,RFlat"):
+    for factory in ("HNSW32", f"IVF{1024 if len(rows) > 100_000 else 256},PQ{rows.shape[1] // 4}x4fs,RFlat"):
         began = time.perf_counter()
-        index = faiss.index_factory(DIM, factory, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(rows.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         index.train(unit[:: max(1, len(unit) // 100_000)])
         index.add(unit)
         took = time.perf_counter() - began
@@ -190,7 +191,7 @@ def rivals(rows: Array) -> Iterator[tuple[str, float, float, list[tuple[str, Cal
         import hnswlib
 
         began = time.perf_counter()
-        graph = hnswlib.Index("ip", DIM)
+        graph = hnswlib.Index("ip", rows.shape[1])
         graph.init_index(len(rows), M=16, ef_construction=200, random_seed=0)
         graph.add_items(unit)
         took = time.perf_counter() - began
@@ -209,7 +210,7 @@ def rivals(rows: Array) -> Iterator[tuple[str, float, float, list[tuple[str, Cal
         from usearch.index import Index
 
         began = time.perf_counter()
-        near = Index(ndim=DIM, metric="ip", dtype="bf16")
+        near = Index(ndim=rows.shape[1], metric="ip", dtype="bf16")
         near.add(np.arange(len(rows)), unit)
         took = time.perf_counter() - began
 
@@ -235,7 +236,7 @@ def tuned(rows: Array, queries: Array, repeat: int) -> None:
     from embell.indexers.exact import ExactIndex
     from embell.indexers.faiss_index import FaissIndex, factory_for
 
-    ours = ExactIndex(DIM)
+    ours = ExactIndex(rows.shape[1])
     ours.add(np.arange(len(rows)), rows)
     ask = queries[1000:2000]
     _, truth = ours.search(ask, 10)
@@ -244,13 +245,15 @@ def tuned(rows: Array, queries: Array, repeat: int) -> None:
         return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(truth.tolist(), found.tolist(), strict=True)]))
 
     began = time.perf_counter()
-    factory = factory_for(len(rows), DIM)
-    index = FaissIndex(DIM, factory)
+    factory = factory_for(len(rows), rows.shape[1])
+    index = FaissIndex(rows.shape[1], factory)
     index.add(np.arange(len(rows)), rows)
     print(
         f"\nembell {factory}: built in {time.perf_counter() - began:.0f} s; exact search answers {exact_qps(ours, None):,.0f} queries/s"
     )
-    searches: list[tuple[str, float, Callable[[], Array]]] = [("embell, exact", float(DIM), lambda: ours.search(ask, 10)[1])]
+    searches: list[tuple[str, float, Callable[[], Array]]] = [
+        ("embell, exact", float(rows.shape[1]), lambda: ours.search(ask, 10)[1])
+    ]
     targets = [0.95, 0.99]
     for target, (of, given) in product((0.95, 0.99), {"rows": None, "queries": queries[:1000]}.items()):
         chosen, _ = tune(ours, index, factory, target, given)
@@ -288,7 +291,7 @@ def filters(work: Path, rows: Array, queries: Array, repeat: int) -> None:
 
     path = work / f"filters-{len(rows)}.embell"
     if not path.exists():
-        collection = Collection.create(path, None, dim=DIM)
+        collection = Collection.create(path, None, dim=rows.shape[1])
         collection.add(
             Document(str(number), f"text {number}", {"share": number * 7919 % 1000}, vector=row)
             for number, row in enumerate(rows)
