@@ -14,7 +14,7 @@ _RECIPES = {
     "contrastive": "From pairs or triplets: what belongs together moves together.",
     "graded": "From pairs with a score: how alike two texts are.",
     "distill": "From a teacher: a small model learns a large one's vectors.",
-    "pretrain": "From plain text: a decoder learns to look both ways.",
+    "pretrain": "From plain text: a new small decoder, for the others to start from.",
 }
 
 

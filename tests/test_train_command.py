@@ -71,6 +71,14 @@ def test_the_other_recipes(inside: Run, world: World, tmp_path: Path, recipe: st
 
 
 @pytest.mark.usefixtures("no_plots")
+def test_a_start_layer_of_none_is_a_causal_model(inside: Run, world: World, tmp_path: Path) -> None:
+    given = ("--model", world.model, "--data", world.triplets, "--output", tmp_path / "run", "--pooling", "last", *QUICK)
+    done = inside("train", "contrastive", *given, "--start-layer", "none")  # with a layer that looks both ways, "last" is refused
+    assert done.status == 0, done
+    assert Encoder.load(tmp_path / "run" / "model").spec.start_layer is None
+
+
+@pytest.mark.usefixtures("no_plots")
 def test_a_mistake_is_one_line_and_does_not_block_the_next_start(inside: Run, world: World, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "columns.jsonl", [{"foo": "a", "bar": "b"}])
     write_jsonl(tmp_path / "one.jsonl", [{"query": "a", "positive": "b"}])

@@ -163,10 +163,12 @@ def test_a_torn_checkpoint_is_passed_over(world: World, calm: Path, tmp_path: Pa
     assert metrics(run) == metrics(calm.parent)
 
 
+@pytest.mark.parametrize("changes", [{}, {"schedule": "constant", "report_every": 1, "accumulate": 2, "steps": 4}])
 def test_a_run_cut_off_after_its_last_step_is_finished_without_another(
-    world: World, calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    start = start_of(world)
+    start = start_of(world, **changes)
+    calm = start(tmp_path / "calm")
 
     def stop(*args: Any) -> Path:
         raise KeyboardInterrupt

@@ -138,6 +138,17 @@ def test_a_depth_is_the_encoder_of_so_many_layers(directories: dict[str, Path], 
             assert torch.isfinite(parameter.grad).all(), name
 
 
+@pytest.mark.parametrize("family", [PACKED[0], "bert"])
+@pytest.mark.parametrize("depths", [(), (1,)])
+def test_vectors_are_cut_where_the_encoder_s_are(directories: dict[str, Path], family: str, depths: tuple[int, ...]) -> None:
+    encoder = Encoder.load(directories[family], dtype="float32", dim=8)
+    student = Student(encoder, depths).eval()
+    with torch.no_grad():
+        whole, found = student(encoder.tokenise(TEXTS, "document").rows)
+    np.testing.assert_allclose(whole, encoder.encode(TEXTS, normalize=False), atol=2e-5)
+    assert {len(vectors[0]) for vectors in found.values()} <= {8}
+
+
 def test_a_text_s_vector_does_not_depend_on_its_neighbours(directories: dict[str, Path]) -> None:
     student = Student(EncoderOptions(start_layer=1).load(str(directories["llama"])))
     rows = student.encoder.tokenise(TEXTS, "document").rows

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from scipy.special import log_softmax, logsumexp, softmax
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from embell import CorpusError, Encoder, EncoderError, UsageError
+from conftest import write_jsonl
+from embell import CorpusError, EmbellError, Encoder, EncoderError, UsageError
 from embell.engine.tokens import TokenRow
 from embell.training.batches import plan_batches
 from embell.training.contrastive import contrastive
@@ -24,7 +25,9 @@ from embell.training.distill import distill
 from embell.training.fresh import ShapeOptions, fresh_student
 from embell.training.graded import graded
 from embell.training.nesting import NestingOptions
+from embell.training.pairs import Triplet, read_nli, read_triplets
 from embell.training.pretrain import _NextToken, pretrain
+from embell.training.run import training_device
 from embell.training.student import EncoderOptions, LoraOptions
 from embell.training.teacher import CrossEncoder, Teacher
 from training_parts import World, judge_directory, losses, metrics, run_options, scores
@@ -167,6 +170,21 @@ def test_distill_from_a_teacher(world: World, teacher: Path, tmp_path: Path) -> 
     expected = 5 * (1 - (unit(student) * unit(wanted)).sum(axis=1)).mean() + divergence(student, wanted)
     assert losses(tmp_path / "run")[0] == pytest.approx(expected, rel=2e-3)  # the teacher's vectors are kept in float16
     check(tmp_path / "run", DISTILLED, losses(tmp_path / "run")[0], 20)
+
+
+def test_a_text_that_comes_again_is_read_once_by_the_teacher(world: World, teacher: Path, tmp_path: Path) -> None:
+    groups = [*world.groups[:9], *world.groups[:30]]
+    data = write_jsonl(tmp_path / "texts.jsonl", [{"texts": group} for group in groups])
+    run = tmp_path / "run"
+    distill((data,), run, str(world.model), teacher=str(teacher), encoder=OPTIONS, run=run_options(steps=1, batch=12))
+    distinct = list(dict.fromkeys(chain.from_iterable(groups)))
+    assert (run / "teacher" / "vectors.f16").stat().st_size == 2 * 32 * len(distinct)
+    rows = first_batch([tuple(group) for group in groups], 12)
+    assert min(rows) < 9 < max(rows)
+    texts = [text for at in rows for text in groups[at]]
+    student, wanted = vectors_of(world.model, texts, start_layer=2), vectors_of(teacher, texts)
+    expected = 5 * (1 - (unit(student) * unit(wanted)).sum(axis=1)).mean() + divergence(student, wanted)
+    assert losses(run)[0] == pytest.approx(expected, rel=2e-3)
 
 
 def test_distill_a_new_student(world: World, teacher: Path, tmp_path: Path) -> None:
@@ -456,11 +474,17 @@ def test_fitting_the_table_brings_a_fresh_student_nearer(world: World, teacher: 
         (distill, {}, "--teacher"),
         (distill, {"teacher": "x", "score": "score"}, "not both"),
         (distill, {"teacher": "x", "cosine_weight": 0.0, "similarity_weight": 0.0}, "one of them more"),
+        (distill, {"teacher": "x", "near_weight": -1.0}, "not less than 0"),
+        (distill, {"teacher": "x", "model": "new", "fit_steps": -1}, "fit_steps"),
         (distill, {"model": "new", "score": "score"}, '"new"'),
         (pretrain, {"piece": 1}, "piece"),
         (pretrain, {"shape": ShapeOptions(heads=0)}, "heads"),
         (pretrain, {"shape": ShapeOptions(heads=5)}, "5 heads"),
         (pretrain, {"shape": ShapeOptions(vocabulary=200)}, "vocabulary"),
+        (pretrain, {"shape": ShapeOptions(epsilon=0.0)}, "epsilon"),
+        (contrastive, {"run": run_options(batch=1)}, "batch must be at least 2"),
+        (graded, {"run": run_options(batch=1)}, "batch must be at least 2"),
+        (contrastive, {"run": run_options(seed=-1)}, "seed"),
         (contrastive, {"run": run_options(batch=0)}, "batch"),
         (contrastive, {"run": run_options(warmup=1.0)}, "warmup"),
         (contrastive, {"run": run_options(chunk=0)}, "chunk"),
@@ -478,6 +502,100 @@ def test_settings_that_mean_nothing(
     data = {contrastive: world.pairs, graded: world.scored, distill: world.texts, pretrain: world.texts}[recipe]
     with pytest.raises(UsageError, match=error):
         recipe((data,), tmp_path / "run", **settings)
+
+
+@pytest.mark.parametrize("recipe", [contrastive, graded, distill, pretrain])
+def test_no_data(world: World, tmp_path: Path, recipe: Callable[..., Path]) -> None:
+    settings = {"teacher": str(world.bert)} if recipe is distill else {}
+    with pytest.raises(UsageError, match="no data: give --data"):
+        recipe((), tmp_path / "run", **settings)
+
+
+@pytest.mark.parametrize("recipe", [contrastive, pretrain])
+def test_a_device_that_is_not_there(world: World, tmp_path: Path, recipe: Callable[..., Path]) -> None:
+    settings = {"device": "cudu"} if recipe is pretrain else {"encoder": EncoderOptions(device="cudu")}
+    with pytest.raises(EncoderError, match="device 'cudu' cannot be used"):
+        recipe((world.pairs,), tmp_path / "run", text="query", **settings) if recipe is pretrain else recipe(
+            (world.pairs,), tmp_path / "run", **settings
+        )
+
+
+def test_a_card_that_the_trainer_would_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embell.training.run.pick_device", torch.device)  # there may be no such card here
+    assert training_device("cuda") == torch.device("cuda")
+    with pytest.raises(UsageError, match=r"CUDA_VISIBLE_DEVICES=1"):
+        training_device("cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"nesting": NestingOptions(depths=(2,))}, "depth 2"),
+        ({"nesting": NestingOptions(widths=(32,))}, "width 32"),
+        ({"encoder": EncoderOptions(start_layer=2)}, "2 layers"),
+        ({"encoder": EncoderOptions(pooling="maen")}, "maen"),
+        ({"encoder": EncoderOptions(device="cudu")}, "cudu"),
+        ({"lora": LoraOptions(lora_rank=2, lora_dropout=1.0)}, "lora_dropout"),
+        ({"shape": replace(SHAPE, hidden=16)}, "16 components and the teacher's 32"),
+    ],
+)
+def test_a_wrong_setting_of_a_new_student_is_told_before_the_teacher_reads(
+    world: World, teacher: Path, tmp_path: Path, settings: dict[str, Any], error: str
+) -> None:
+    with pytest.raises(EmbellError, match=error):
+        distill((world.texts,), tmp_path / "run", "new", teacher=str(teacher), **{"shape": SHAPE, **settings})
+    path = tmp_path / "run" / "teacher" / "vectors.f16"
+    assert not path.exists() or not np.fromfile(path, np.float16).any()
+
+
+def test_a_student_is_made_anew_for_other_texts(world: World, teacher: Path, tmp_path: Path) -> None:
+    def student(texts: list[str], begun: bool = False) -> bytes:
+        source = Teacher(str(teacher), None, tmp_path / "kept", texts, True, begun=begun)
+        made = fresh_student(SHAPE, source, texts, tmp_path / "student", 0, 3, 0)
+        return (Path(made) / "model.safetensors").read_bytes()
+
+    texts = list(chain.from_iterable(world.groups))
+    first = student(texts[:200])
+    assert student(texts[:200]) == first
+    assert student(texts[:200], begun=True) == first
+    assert student(texts[:150]) != first
+    with pytest.raises(UsageError, match="run on other texts"):
+        student(texts[:200], begun=True)
+
+
+def test_rows_of_which_none_is_another_s_negative(world: World, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", [{"query": "A", "positive": letter} for letter in "BCDE"])
+    with pytest.raises(CorpusError, match=r"pairs\.jsonl: all rows share a text"):
+        contrastive((data,), tmp_path / "run", str(world.model), run=run_options())
+
+
+@pytest.mark.parametrize("negative", ["A", "B", ["C", "B"]])
+def test_a_negative_that_is_the_query_or_the_positive(tmp_path: Path, negative: Any) -> None:
+    rows = [{"query": "A", "positive": "C", "negative": "D"}, {"query": "A", "positive": "B", "negative": negative}]
+    with pytest.raises(CorpusError, match=r"rows\.jsonl:2: a negative is the query or the positive"):
+        read_triplets((write_jsonl(tmp_path / "rows.jsonl", rows),))
+
+
+@pytest.mark.parametrize("kind", ["words", "numbers", "texts of numbers"])
+def test_nli_labels(tmp_path: Path, kind: str) -> None:
+    labels: dict[str, list[Any]] = {
+        "words": ["entailment", "neutral", "contradiction"], "numbers": [0, 1, 2], "texts of numbers": ["0", "1", "2"],
+    }  # fmt: skip
+    rows = [("P", "E", 0), ("P", "N", 1), ("P", "C", 2), ("P", "E", 2), ("Q", "F", 0), ("Q", "F", 2)]
+    table = [{"premise": one, "hypothesis": other, "label": labels[kind][label]} for one, other, label in rows]
+    found = read_nli((write_jsonl(tmp_path / "nli.jsonl", table),))
+    # A hypothesis that some say follows and some say does not is not its own negative.
+    assert found == [Triplet("P", "E", ("C",)), Triplet("Q", "F")]
+
+
+def test_a_cross_encoder_cuts_what_it_cannot_hold(world: World, tmp_path: Path) -> None:
+    directory = judge_directory(tmp_path / "judge")
+    path = directory / "tokenizer_config.json"
+    said = json.loads(path.read_text())
+    said.pop("model_max_length", None)
+    path.write_text(json.dumps(said))
+    scores = CrossEncoder(str(directory))(["A B", "A " * 2000], ["B", "C " * 2000])
+    assert torch.isfinite(scores).all()
 
 
 def test_metrics_say_what_happened(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

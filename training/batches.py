@@ -35,6 +35,10 @@ class Batches(Dataset[Examples]):
     def __len__(self) -> int:
         return len(self._plan)
 
+    def first(self, count: int) -> Batches:
+        """The first so many of them."""
+        return Batches(self._plan[:count], self._make)
+
     def __getitem__(self, index: int) -> Examples:
         return self._make(self._plan[index])
 

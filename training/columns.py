@@ -50,6 +50,7 @@ def read_columns(
     *,
     numbers: Collection[str] = (),
     lists: Collection[str] = (),
+    classes: Collection[str] = (),
     names: Mapping[str, str] | None = None,
 ) -> Table:
     """Read the columns for some roles from `.jsonl .ndjson .csv .tsv .parquet`, each also `.gz .xz .zst`, and folders of them.
@@ -60,9 +61,10 @@ def read_columns(
         optional: the same for roles that a file or a row may lack
         numbers: the roles whose values are numbers; all others are texts
         lists: the roles whose values are lists of texts; a single text counts as a list of one
+        classes: the roles whose texts may be written as whole numbers
         names: the column of a role, in place of those it usually has
 
-    Raises UsageError if `names` holds a role that does not exist; CorpusError for a file that cannot be read or has no rows,
+    Raises UsageError if there are no paths or `names` holds a role that does not exist; CorpusError for a file that cannot be read or has no rows,
     a column that is missing, and a row that cannot be parsed or has a value that is empty or of the wrong type.
     """
     names = names or {}
@@ -77,10 +79,12 @@ def read_columns(
     for role in roles:
         values: dict[str, list[Any]] = table.numbers if role in numbers else table.lists if role in lists else table.texts
         values[role] = []
+    if not paths:
+        raise UsageError("no data: give --data FILE")
     files = [file for path in paths for file in _tables(path)]
     met: set[str] = set()
     for file in files:
-        met |= _Columns(file, wanted, optional, names, table).read()
+        met |= _Columns(file, wanted, optional, names, classes, table).read()
     for role in set(optional) - met:
         for of_kind in (table.texts, table.numbers, table.lists):
             of_kind.pop(role, None)
@@ -151,9 +155,11 @@ class _Columns:
         wanted: Mapping[str, Sequence[str]],
         optional: Mapping[str, Sequence[str]],
         names: Mapping[str, str],
+        classes: Collection[str],
         table: Table,
     ) -> None:
         self._file, self._wanted, self._optional, self._names, self._table = file, wanted, optional, names, table
+        self._classes = classes
         self._columns: dict[str, str] = {}
 
     def read(self) -> set[str]:
@@ -220,6 +226,8 @@ class _Columns:
         return CorpusError(f"{place}: the {role}, column {self._columns[role]!r}, holds {held}; {needed} is needed")
 
     def _text(self, role: str, value: Any, place: str) -> str:
+        if role in self._classes and type(value) is int:
+            return str(value)
         if not isinstance(value, str) or not value.strip():
             raise self._fault(role, place, value, "text")
         return value

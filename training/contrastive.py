@@ -72,6 +72,8 @@ def contrastive(
         raise UsageError("guide and mask_above belong together: an encoder, and the cosine above which nothing is a negative")
     if temperature <= 0:
         raise UsageError(f"temperature must be more than 0, not {temperature}")
+    if run.batch < 2:
+        raise UsageError("batch must be at least 2: a query needs the positives of others to be told from")
     require(evaluate)
     run.start()
     if finished := begin(output, to_toml(contrastive, locals())):
@@ -104,5 +106,7 @@ def contrastive(
         return losses.nested(one, deep, shallow, nesting.widths)
 
     plan = plan_batches([row.texts for row in triplets], run.batch, run.epochs, run.seed)
+    if all(len(rows) == 1 and not triplets[rows[0]].negatives for rows in plan):
+        raise CorpusError(f"{data[0]}: all rows share a text, so none can be another's negative; give rows of different texts")
     train(student, Batches(plan, make), loss, output, run, scorer(student, evaluate))
     return finish(output, student.finish)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
+from transformers import LlamaModel
 
-from embell.engine import bellm
+from embell.engine import backbone
 from embell.errors import UsageError
 from embell.training import losses
 from embell.training.batches import Batches, Examples, plan_batches
@@ -16,11 +19,12 @@ from embell.training.fresh import ShapeOptions, fresh_student
 from embell.training.nesting import NestingOptions
 from embell.training.pairs import read_groups, read_scored, read_sentence_pairs
 from embell.training.recipe import to_toml
-from embell.training.run import RunOptions, begin, finish, train
+from embell.training.run import RunOptions, begin, finish, last_checkpoint, train
 from embell.training.scores import require, scorer
 from embell.training.student import EncoderOptions, LoraOptions, Student
 from embell.training.teacher import CrossEncoder, Teacher
 from embell.training.texts import TokenisedTexts
+from embell.training.vocabulary import train_tokenizer
 
 NEW = "new"
 DEPTH_WEIGHT, WIDTH_WEIGHT = 0.4, 0.3
@@ -97,7 +101,11 @@ def distill(
         raise UsageError("give what to learn from: --teacher, --cross-encoder, or the --score column of one")
     if teacher is not None and (cross_encoder is not None or score is not None):
         raise UsageError("give a teacher or a cross-encoder (or its scores), not both")
-    if temperature <= 0 or min(cosine_weight, similarity_weight) < 0 or cosine_weight + similarity_weight == 0:
+    if (
+        temperature <= 0
+        or min(cosine_weight, similarity_weight, near_weight) < 0
+        or not cosine_weight + similarity_weight + near_weight
+    ):
         raise UsageError("temperature must be more than 0, the weights not less than 0, and one of them more")
     if model == NEW and teacher is None:
         raise UsageError('a "new" model starts from a teacher\'s vectors of its tokens; give a --teacher')
@@ -105,6 +113,8 @@ def distill(
         raise UsageError("aligned is for a student that has its axes already: without principal, and not for a new model")
     if phrases and (not fit_steps or model != NEW or not 0 < phrases <= shape.vocabulary - 258):
         raise UsageError("phrases are tokens of a new model's vocabulary, beside 258 others, and need fit_steps")
+    if fit_steps < 0:
+        raise UsageError(f"fit_steps cannot be negative, as {fit_steps} is")
     require(evaluate)
     run.start()
     if finished := begin(output, to_toml(distill, locals())):
@@ -112,28 +122,39 @@ def distill(
     if teacher is None:
         return _from_scores(data, output, model, cross_encoder, first, second, score, evaluate, encoder, lora, nesting, run)
 
-    if model == NEW:
-        bellm.resolve_start(encoder.start_layer, shape.new_layers)  # told now, not after the table is fitted
+    width = _tried(shape, encoder, nesting, lora) if model == NEW else None
     groups = read_groups(data, text)
     texts = [one for group in groups for one in group]
     begins = torch.tensor([0, *map(len, groups)]).cumsum(0).tolist()
-    source = Teacher(teacher, teacher_length, output / "teacher", texts, principal, run.frozen_dtype)
-    start = fresh_student(shape, source, texts, output / "student", run.seed, fit_steps, phrases) if model == NEW else model
+    numbers: dict[str, int] = {}  # a text that comes again has the same vector
+    places = [numbers.setdefault(one, len(numbers)) for one in texts]
+    distinct = list(numbers)
+    source = Teacher(
+        teacher, teacher_length, output / "teacher", distinct, principal, run.frozen_dtype, last_checkpoint(output) is not None
+    )
+
+    def check(dim: int) -> None:
+        if cosine_weight and dim != source.dim and not ((principal or aligned) and dim < source.dim):
+            raise UsageError(
+                f"the student's vectors have {dim} components and the teacher's {source.dim}: only their similarities can be learnt; "
+                "give --cosine-weight 0"
+                + (", or --principal to learn the teacher's leading components" if dim < source.dim else "")
+            )
+
+    if width is not None:
+        check(width)
+    start = fresh_student(shape, source, distinct, output / "student", run.seed, fit_steps, phrases) if model == NEW else model
     student = Student(encoder.load(start), nesting.depths, lora)
     nesting.check(student.encoder.dim)
     dim = student.encoder.dim
-    if cosine_weight and dim != source.dim and not ((principal or aligned) and dim < source.dim):
-        raise UsageError(
-            f"the student's vectors have {dim} components and the teacher's {source.dim}: only their similarities can be learnt; "
-            "give --cosine-weight 0" + (", or --principal to learn the teacher's leading components" if dim < source.dim else "")
-        )
+    check(dim)
     if aligned:
         source.turn_towards(student.encoder)
     tokens = TokenisedTexts(student.encoder)
 
     def make(rows: Sequence[int]) -> Examples:
         chosen = [at for row in rows for at in range(begins[row], begins[row + 1])]
-        return Examples([tokens([texts[at] for at in chosen], "document")], {"teacher": source(chosen)})
+        return Examples([tokens([texts[at] for at in chosen], "document")], {"teacher": source([places[at] for at in chosen])})
 
     def loss(deep: list[Tensor], shallow: dict[int, list[Tensor]], targets: dict[str, Tensor]) -> Tensor:
         """Slices learn similarities alone: their cosine to the teacher's slice is part of that of the whole."""
@@ -158,6 +179,22 @@ def distill(
     plan = plan_batches(groups, run.batch, run.epochs, run.seed)
     train(student, Batches(plan, make), loss, output, run, scorer(student, evaluate))
     return finish(output, student.finish)
+
+
+def _tried(shape: ShapeOptions, encoder: EncoderOptions, nesting: NestingOptions, lora: LoraOptions) -> int:
+    """The width of a new student's vectors, from a thin one of as many layers: a wrong setting is told now, and not after the table is fitted.
+
+    Raises UsageError or EncoderError as the student itself would.
+    """
+    shape.config()
+    thin = replace(shape, hidden=2 * shape.heads, inner=2, vocabulary=300)
+    with TemporaryDirectory() as folder, backbone.quietly(), torch.random.fork_rng(devices=[]):
+        train_tokenizer(["a"], thin.vocabulary, thin.positions).save_pretrained(folder)
+        LlamaModel(thin.config()).save_pretrained(folder)
+        student = Student(encoder.load(folder), nesting.depths, lora)
+    width = student.encoder.dim // thin.hidden * shape.hidden
+    nesting.check(width)
+    return width
 
 
 def _from_scores(

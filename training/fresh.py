@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,8 @@ class ShapeOptions:
         for name in ("new_layers", "hidden", "inner", "heads", "positions"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.epsilon <= 0:
+            raise UsageError(f"epsilon must be more than 0, not {self.epsilon}")
         if self.hidden % self.heads or (self.hidden // self.heads) % 2:
             raise UsageError(f"hidden {self.hidden} cannot be shared out among {self.heads} heads of even width")
         return LlamaConfig(
@@ -75,7 +78,7 @@ class ShapeOptions:
 def fresh_student(
     shape: ShapeOptions, teacher: Teacher, texts: Sequence[str], directory: Path, seed: int, fit_steps: int, phrases: int
 ) -> str:
-    """Write a decoder that begins near the teacher, unless it is there already; returns its directory.
+    """Write a decoder that begins near the teacher, unless it is there already, made of the same texts; returns its directory.
 
     Each token's row begins as the teacher's vector of the token's string. Then the table alone is fitted for `fit_steps` steps: the
     mean of a text's rows to the teacher's vector of the text. `phrases` of the vocabulary's tokens join two others, those that explain
@@ -84,8 +87,10 @@ def fresh_student(
 
     Raises UsageError if the student would be wider than the teacher, or if phrases leave no room for other tokens.
     """
-    if (directory / "config.json").is_file():
+    of = directory / "made_of"
+    if of.is_file() and of.read_text() == teacher.made_of:
         return str(directory)
+    shutil.rmtree(directory, ignore_errors=True)
     if shape.hidden > teacher.dim:
         raise UsageError(f"hidden is {shape.hidden}, more than the {teacher.dim} components of the teacher's vectors")
     tokenizer = train_tokenizer(texts, shape.vocabulary - phrases, shape.positions)
@@ -116,5 +121,6 @@ def fresh_student(
     with backbone.quietly():
         tokenizer.save_pretrained(part)
         network.save_pretrained(part)
+    (part / of.name).write_text(teacher.made_of)
     part.replace(directory)
     return str(directory)

@@ -60,6 +60,8 @@ def graded(
     """
     if tau <= 0 or angle_weight < 0:
         raise UsageError("tau must be more than 0, and angle_weight not less")
+    if run.batch < 2:
+        raise UsageError("batch must be at least 2: pairs are compared with each other")
     require(evaluate)
     run.start()
     if finished := begin(output, to_toml(graded, locals())):

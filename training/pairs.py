@@ -57,6 +57,8 @@ def read_triplets(
     for at, triplet in enumerate(found):
         if triplet.query == triplet.positive:
             raise CorpusError(f"{table.place(at)}: the query and its positive are the same text; leave such rows out")
+        if {triplet.query, triplet.positive} & set(triplet.negatives):
+            raise CorpusError(f"{table.place(at)}: a negative is the query or the positive itself; leave such rows out")
     return found
 
 
@@ -68,7 +70,7 @@ def read_nli(data: Sequence[Path]) -> list[Triplet]:
     Raises CorpusError for a table without premise, hypothesis and label, or with no entailment in it.
     """
     wanted = {"premise": ("premise", "sentence1"), "hypothesis": ("hypothesis", "sentence2"), "label": ("label", "gold_label")}
-    table = read_columns(data, wanted)
+    table = read_columns(data, wanted, classes=("label",))
     labels = set(table.texts["label"])
     # Numbers are taken for SNLI's, 0 1 2, only where all three stand: a 0 may as well mean "no paraphrase".
     known = {"entailment", "neutral", "contradiction", "-"} | ({"0", "1", "2", "-1"} if {"0", "1", "2"} <= labels else set())
@@ -84,7 +86,8 @@ def read_nli(data: Sequence[Path]) -> list[Triplet]:
     found = []
     for premise, (entailed, contradicted) in by_premise.items():
         for at, hypothesis in enumerate(entailed):
-            negatives = (contradicted[at % len(contradicted)],) if contradicted else ()
+            others = [other for other in contradicted if other != hypothesis]  # annotators differ
+            negatives = (others[at % len(others)],) if others else ()
             found.append(Triplet(premise, hypothesis, negatives))
     if not found:
         raise CorpusError(f"{data[0]}: no row is labelled entailment; labels are entailment, neutral and contradiction")

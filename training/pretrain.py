@@ -21,7 +21,7 @@ from embell.training.fresh import ShapeOptions
 from embell.training.packed_llama import PackedLlama
 from embell.training.pairs import read_groups
 from embell.training.recipe import to_toml
-from embell.training.run import RunOptions, begin, finish, train
+from embell.training.run import RunOptions, begin, finish, train, training_device
 from embell.training.vocabulary import train_tokenizer
 
 
@@ -52,10 +52,12 @@ def pretrain(
         shape: the shape of a new decoder
         run: how long and how fast
 
-    Raises UsageError for settings that mean nothing, CorpusError for data that cannot be used.
+    Raises UsageError for settings that mean nothing, CorpusError for data that cannot be used, EncoderError for a device that cannot.
     """
     if piece < 2 or not 0 <= held_out < 1:
         raise UsageError("piece must be at least 2 tokens, and held_out a share from 0 to below 1")
+    target = training_device(device)
+    shape.config()
     run.start()
     if finished := begin(output, to_toml(pretrain, locals())):
         return finished
@@ -79,7 +81,7 @@ def pretrain(
     config = shape.config()
     config.vocab_size, config.pad_token_id = len(words), words.pad_token_id
     torch.manual_seed(run.seed)
-    network = LlamaForCausalLM(config).to(torch.device(device))  # type: ignore[arg-type]  # stubs of a decorated method
+    network = LlamaForCausalLM(config).to(target)  # type: ignore[arg-type]  # stubs of a decorated method
     model = _NextToken(network, shape)
 
     def make(numbers: Sequence[int]) -> Examples:

@@ -125,6 +125,8 @@ def command(name: str, function: Recipe) -> click.Command:
             for name, value in flags.items()
             if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
         }
+        if given.get("start_layer") == "none" and "causal" in known:  # as in the other commands; in a file it means "not given"
+            given["causal"] = True
         click.echo(str(function(**configure(function, None if config is None else Path(config), given))))
 
     about = inspect.cleandoc(function.__doc__ or "").split("\nArgs:\n")[0].strip()

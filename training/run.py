@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from embell.engine.hardware import cpu_has_bf16
+from embell.engine.hardware import cpu_has_bf16, pick_device
 from embell.errors import UsageError
 from embell.training.batches import Batches
 from embell.training.muon import MuonAdamW
@@ -56,7 +56,7 @@ class RunOptions:
         threads: CPU threads
         report_every: steps between two lines of metrics
         evaluate_every: steps between two evaluations; 0 evaluates at the end only
-        checkpoint_every: steps between two checkpoints
+        checkpoint_every: steps between two checkpoints, which are made with a report: rounded up to a multiple of report_every
     """
 
     epochs: float = 1.0
@@ -107,6 +107,21 @@ class RunOptions:
             raise UsageError(f"warmup is a share of the steps, from 0 to below 1, not {self.warmup}")
         if self.weight_decay < 0 or self.evaluate_every < 0:
             raise UsageError("weight_decay and evaluate_every cannot be negative")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed is a whole number from 0 to 2^32 - 1, not {self.seed}")
+
+
+def training_device(device: str | None) -> torch.device:
+    """The device that was named, else a GPU if there is one.
+
+    Raises EncoderError if it cannot be used here, UsageError for a card that is not the first: the Trainer takes that one.
+    """
+    found = pick_device(device)
+    if found.index:
+        raise UsageError(
+            f"device {device}: training takes the first card it sees; give cuda, and set CUDA_VISIBLE_DEVICES={found.index}"
+        )
+    return found
 
 
 def begin(run: Path, config: str) -> Path | None:
@@ -161,6 +176,7 @@ def train(
     steps = math.ceil(len(batches) / options.accumulate)
     if options.steps is not None:
         steps = min(steps, options.steps)
+    batches = batches.first(steps * options.accumulate)  # so that a run that is taken up after its last step has none left
     device = next(model.parameters()).device
     bf16 = _bf16(options.precision, device)
     optimizer = MuonAdamW(

@@ -20,6 +20,7 @@ from embell.engine.pooling import pool
 from embell.engine.tokens import TokenRow
 from embell.errors import EncoderError, UsageError
 from embell.training.packed_llama import PackedLlama
+from embell.training.run import training_device
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class EncoderOptions:
     """How the model encodes, in training as afterwards.
 
     Attributes:
-        start_layer: first layer that looks both ways, counted from 0, negative from the end; default: as the model's files say,
-            else the last layer
+        start_layer: first layer that looks both ways, counted from 0, negative from the end; on the command line, none is --causal;
+            default: as the model's files say, else the last layer
         causal: no layer looks both ways
         pooling: how token states become one vector, as for `embell encode`; default: as the model's files say, else mean
         layers: keep only the first so many layers
@@ -36,7 +37,7 @@ class EncoderOptions:
         query_prompt: template around queries, with {text} in it
         document_prompt: template around documents, with {text} in it
         max_length: tokens at most; what is longer is cut
-        device: cpu, cuda, cuda:1; default: a GPU if there is one
+        device: cpu or cuda; default: a GPU if there is one
     """
 
     start_layer: int | None = None
@@ -52,7 +53,7 @@ class EncoderOptions:
     def load(self, model: str | None) -> Encoder:
         """The model as an encoder in float32, in which weights are kept while they learn.
 
-        Raises EncoderError, and UsageError for a causal model with a start layer.
+        Raises EncoderError, and UsageError for a causal model with a start layer and for a card that is not the first.
         """
         names = ("start_layer", "pooling", "layers", "preset", "query_prompt", "document_prompt", "max_length", "device")
         given: dict[str, Any] = {name: value for name in names if (value := getattr(self, name)) is not None}
@@ -60,6 +61,7 @@ class EncoderOptions:
             if self.start_layer is not None:
                 raise UsageError("a causal model has no start layer; give one of the two")
             given["start_layer"] = None
+        training_device(self.device)
         given["merge_adapter"] = (
             model is not None and (Path(model) / "adapter_config.json").is_file()
         )  # or there would be nothing with gradients
@@ -111,6 +113,7 @@ class Student(nn.Module):
         self.encoder, self.depths = encoder, tuple(sorted(depths))
         self.network = encoder.network.requires_grad_()  # an adapter that was merged into it left it frozen
         self.head = encoder.head
+        self._width = encoder.dim  # less than the network's where the model is told to keep the first components only
         states = States(encoder) if self.depths and not (fast and isinstance(fast[0], FastLlama)) else None
         self._states = states
         self._merge = lora is None or lora.merge
@@ -121,6 +124,8 @@ class Student(nn.Module):
         if lora is not None and lora.lora_rank:
             lora.check()
             encoder.add_adapter(lora.lora_rank, lora.lora_alpha, lora.lora_dropout)
+            if self.head is not None:
+                self.head.requires_grad_(False)
         start = layers if encoder.spec.start_layer is None else encoder.spec.start_layer
         self._packed = PackedLlama(self.network, fast[0].shape, start) if fast and isinstance(fast[0], FastLlama) else None
 
@@ -148,19 +153,19 @@ class Student(nn.Module):
         for depth, states in enumerate(self._packed.states(ids, packing)):
             if depth in self.depths or depth == self.encoder.spec.layers:
                 pooled = pool_packed(self._packed.normed(states), packing, begins, ends, self.encoder.spec.pooling)
-                found[depth] = after_pooling(pooled, self.head)[back]
+                found[depth] = after_pooling(pooled, self.head)[back, : self._width]
         return found.pop(self.encoder.spec.layers), found
 
     def _run_padded(self, rows: Sequence[TokenRow]) -> tuple[Tensor, dict[int, Tensor]]:
         batch = self.encoder.collate(rows)
         if self._states is None:
-            return self.encoder.vectors(batch), {}
+            return self.encoder.vectors(batch)[:, : self._width], {}
         first = batch.real.long().argmax(dim=1)
         found = {}
         for depth, states in enumerate(self._states.before_norm(batch)):
             if depth in self.depths or depth == self.encoder.spec.layers:
                 pooled = pool(self._states.normed(states), batch.pooled, self.encoder.spec.pooling, first)
-                found[depth] = after_pooling(pooled, self.head)
+                found[depth] = after_pooling(pooled, self.head)[:, : self._width]
         return found.pop(self.encoder.spec.layers), found
 
     def finish(self, directory: Path) -> None:

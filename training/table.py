@@ -34,8 +34,8 @@ class Bags:
         """Texts are cut at `longest` tokens."""
         parts, lengths = [], []
         for at in range(0, len(texts), 10_000):
-            listed = tokenizer(list(texts[at : at + 10_000]), verbose=False)["input_ids"]
-            listed = [ids[:longest] for ids in listed]  # truncation would be a setting that is saved with the tokenizer
+            encoded = tokenizer.backend_tokenizer.encode_batch_fast(list(texts[at : at + 10_000]))
+            listed = [one.ids[:longest] for one in encoded]  # truncation would be a setting that is saved with the tokenizer
             lengths += [len(ids) for ids in listed]
             parts.append(np.array([token for ids in listed for token in ids], dtype=np.int32))
         self.ids = np.concatenate(parts)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from embell.engine import Encoder, backbone
-from embell.errors import EncoderError
+from embell.errors import EncoderError, UsageError
 
 SAMPLE = 30_000
 """Texts that the principal axes are computed from, at most."""
@@ -23,28 +23,33 @@ class Teacher:
     """An encoder's unit vectors of a run's texts, each computed once and kept beside the run as float16."""
 
     def __init__(
-        self, model: str, length: int | None, folder: Path, texts: Sequence[str], principal: bool, dtype: str | None = None
-    ) -> None:
+        self, model: str, length: int | None, folder: Path, texts: Sequence[str], principal: bool, dtype: str | None = None,
+        begun: bool = False,
+    ) -> None:  # fmt: skip
         """`length` tokens are read at a time and pieces averaged; `principal` turns the vectors to their principal axes.
 
-        `dtype` as for `Encoder.load`.
+        `dtype` as for `Encoder.load`. With `begun`, what was computed before has been learnt from, and must be of the same texts.
 
-        Raises EncoderError for a model that is no encoder.
+        Raises EncoderError for a model that is no encoder, UsageError if texts or teacher are not those of a run that has begun.
         """
         options: dict[str, Any] = {} if length is None else {"max_length": length, "on_long": "chunk"}
         self.encoder = Encoder.load(model, dtype=dtype, **options)
         self._texts, self._folder, self._principal = texts, folder, principal
         self._axes: Tensor | None = None
-        made_of = hashlib.sha256(
+        self.made_of = hashlib.sha256(
             repr((self.encoder.spec.fingerprint, self.encoder.spec.dtype, length, list(texts))).encode(errors="surrogatepass")
         ).hexdigest()
         mark, path = folder / "made_of", folder / "vectors.f16"
-        if not (mark.is_file() and mark.read_text() == made_of):
+        if not (mark.is_file() and mark.read_text() == self.made_of):
+            if mark.is_file() and begun:
+                raise UsageError(
+                    f"{folder.parent} holds a run on other texts, or of another teacher; put them back, or give another --output"
+                )
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             with path.open("wb") as file:
                 file.truncate(len(texts) * self.dim * 2)
-            mark.write_text(made_of)
+            mark.write_text(self.made_of)
         self._kept = np.memmap(path, np.float16, "r+", shape=(len(texts), self.dim))  # a row of zeros is not computed yet
 
     @property
@@ -126,10 +131,15 @@ class CrossEncoder:
                 raise EncoderError(f"{model}: cannot be loaded as a cross-encoder: {str(error).splitlines()[0]}") from error
         if self._network.config.num_labels != 1:
             raise EncoderError(f"{model}: has {self._network.config.num_labels} outputs; a cross-encoder for scores has one")
+        if self._tokenizer.pad_token is None:
+            raise EncoderError(f"{model}: its tokenizer has no padding token, and pairs of several lengths need one")
+        self._longest = min(self._tokenizer.model_max_length, backbone.position_limit(self._network) or 512)
 
     @torch.inference_mode()
     def __call__(self, first: Sequence[str], second: Sequence[str]) -> Tensor:
         """Scores `(n,)` from 0 to 1: the sigmoid of the model's output."""
-        batch = self._tokenizer(list(first), list(second), padding=True, truncation=True, return_tensors="pt")
+        batch = self._tokenizer(
+            list(first), list(second), padding=True, truncation=True, max_length=self._longest, return_tensors="pt"
+        )
         scores: Tensor = self._network(**batch).logits.float().squeeze(-1).sigmoid()
         return scores.clone()
