@@ -195,7 +195,6 @@ class Collection:
 
         with writer_lock(self.path, on_wait):
             self._reload()
-            self._store.repair()
             report = ingest(self, documents, prune, commit_rows, commit_seconds, progress, on_reject, on_warning or warnings.warn)
             self._refresh_index(building, on_note)
         return report
@@ -405,9 +404,10 @@ class Collection:
         """
         with writer_lock(self.path):
             self._reload()
+            manifest = self._manifest
             if index is not None:
-                self._manifest = replace(self._manifest, index=check_kind(index, self._manifest.dim))
-            self._build_index(kept_queries(self.path, self._manifest), progress, on_note)
+                manifest = replace(manifest, index=check_kind(index, manifest.dim))
+            self._build_index(manifest, kept_queries(self.path, manifest), progress, on_note)
 
     def tune(
         self,
@@ -427,23 +427,24 @@ class Collection:
         `manifest.tuned`, and the curve of recall and speed in `index/<generation>/curve.json`. `progress` and `on_note` as for
         `optimize`.
 
-        Raises UsageError for a recall that is not between 0 and 1, for a limit below 1, or for fewer than 20 queries.
+        Raises UsageError for a recall that is not between 0 and 1, for a limit below 1, or for fewer queries than can certify the recall.
         """
-        from embell.engine.tuning import FEWEST
+        from embell.engine.tuning import fewest
 
         check_promise(recall, memory)
-        if queries is not None and len(queries) < FEWEST:
-            raise UsageError(f"{len(queries)} queries are too few to measure recall on; give {FEWEST} or more")
+        if queries is not None and len(queries) < (wanted := fewest(recall)):
+            raise UsageError(f"{len(queries)} queries are too few to certify a recall of {recall:g}; give {wanted} or more")
         vectors = None
         if queries is not None:
             vectors = self._checked(queries) if isinstance(queries, np.ndarray) else self.encoder.encode(list(queries), "query")
         with writer_lock(self.path):
             self._reload()
+            manifest = self._manifest
             if vectors is None:
-                vectors = kept_queries(self.path, self._manifest)
-            kind = "auto" if self._manifest.index == "exact" else self._manifest.index
-            self._manifest = replace(self._manifest, index=check_kind(kind, self._manifest.dim), target=recall, memory=memory)
-            self._build_index(vectors, progress, on_note)
+                vectors = kept_queries(self.path, manifest)
+            kind = "auto" if manifest.index == "exact" else manifest.index
+            manifest = replace(manifest, index=check_kind(kind, manifest.dim), target=recall, memory=memory)
+            self._build_index(manifest, vectors, progress, on_note)
 
     def _hits(self, snapshot: Snapshot, index: ExactIndex, positions: Array, scores: Array) -> list[Hit]:
         keys = index.keys[positions].tolist()
@@ -472,8 +473,12 @@ class Collection:
         self._manifest.write(self.path)
 
     def _reload(self) -> None:
-        self._manifest = Manifest.read(self.path)
+        """See what was committed before; for a writer, who holds the lock. What a killed writer left half done is put right."""
+        manifest = Manifest.read(self.path)
         self._store.refresh()
+        self._store.repair()
+        # Rows that were committed without the manifest have keys that must not be given again, even when they are deleted.
+        self._manifest = replace(manifest, next_key=max(manifest.next_key, self._store.largest_key() + 1))
 
     def _look(self) -> Snapshot:
         """The collection as it is now; what other processes committed is seen."""
@@ -490,13 +495,18 @@ class Collection:
         """Rebuild the index if too much of the collection lies outside it."""
         snapshot = self._look()
         if snapshot.outside > _REBUILD_SHARE * len(self) or (self._manifest.generation == 0 and len(self)):
-            self._build_index(kept_queries(self.path, self._manifest), progress, on_note)
+            self._build_index(self._manifest, kept_queries(self.path, self._manifest), progress, on_note)
 
     def _build_index(
-        self, queries: Array | None, progress: Callable[[str, float], None] | None, on_note: Callable[[str], None] | None
+        self,
+        manifest: Manifest,
+        queries: Array | None,
+        progress: Callable[[str, float], None] | None,
+        on_note: Callable[[str], None] | None,
     ) -> None:
+        """Build the index that a manifest asks for; not `self._manifest`, which a search in another thread reads anew."""
         self._store.index_columns()
-        self._manifest = build_generation(self.path, self._manifest, self._store, queries, progress, on_note)
+        self._manifest = build_generation(self.path, manifest, self._store, queries, progress, on_note)
         self._write_manifest()
         self._snapshot = None
         drop_generations(self.path, keep=self._manifest.generation)
@@ -544,11 +554,14 @@ class Collection:
                 picks = [[int(key) for key in row if key >= 0] for row in keys]
             break
         picks = [pick[offset:wanted] for pick in picks]
-        rows = snapshot.documents_of(sorted({key for pick in picks for key in pick}))
+        wanted_keys = {key for pick in picks for key in pick}
+        rows = snapshot.documents_of(sorted(wanted_keys))
+        # The table may have moved on, in another thread, to where a row is gone: others take its place.
+        if len(rows) < len(wanted_keys) and self._look() is not snapshot:
+            return self._search(queries, k, where, offset, min_score, chunks, without)
         answers = []
         for pick, row_keys, row_scores in zip(picks, keys, scores, strict=True):
             score_of = dict(zip(row_keys.tolist(), row_scores.tolist(), strict=True))
-            # A row deleted between the index and the table is simply gone.
             answers.append([_hit(rows[key], score_of[key], chunked) for key in pick if key in rows])
         return answers
 

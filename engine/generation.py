@@ -17,7 +17,7 @@ from embell.engine.manifest import Manifest
 from embell.engine.snapshot import INDEX
 from embell.errors import EmbellWarning, MissingExtraError, UsageError
 from embell.indexers.documents_file import DocumentsFile
-from embell.indexers.exact import ExactIndex
+from embell.indexers.exact import ExactIndex, mapped
 from embell.indexers.store import Store
 
 if TYPE_CHECKING:
@@ -54,16 +54,16 @@ def build_generation(
         shutil.rmtree(path, ignore_errors=True)
     part.mkdir(parents=True)
     keys = store.keys()
-    matrix = np.empty((0, manifest.dim), np.float16)
+    matrix: Array = np.empty((0, manifest.dim), np.float16)
     if len(keys):
-        matrix = np.lib.format.open_memmap(part / "vectors.npy", mode="w+", dtype=np.float16, shape=(len(keys), manifest.dim))
+        matrix = written = mapped(part / "vectors.npy", np.float16, (len(keys), manifest.dim))
         done = 0
         for some, rows in store.vectors():
             matrix[np.searchsorted(keys, some)] = rows
             done += len(some)
             if progress is not None:
                 progress("reading rows", done / len(keys))
-        matrix.flush()
+        written.flush()
     else:
         np.save(part / "vectors.npy", matrix)
     ExactIndex.write_beside(part, keys, matrix)
@@ -82,7 +82,11 @@ def build_generation(
             kind = "lance" if factory is None else f"faiss:{factory}"
         except MissingExtraError as error:
             warnings.warn(f"searched exactly: {error}", EmbellWarning, stacklevel=2)
-    index = _approximate(kind, store, keys, matrix, progress, on_note)
+    try:
+        index = _approximate(kind, store, keys, matrix, progress, on_note)
+    except MissingExtraError as error:
+        index = None
+        warnings.warn(f"searched exactly: {error}", EmbellWarning, stacklevel=2)
     approximate = index is not None
     if index is not None and manifest.target is not None:
         from embell.engine.tuning import exact_qps, tune

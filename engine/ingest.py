@@ -89,7 +89,7 @@ class _Writer:
         self.sample: LanguageSample | None = LanguageSample(languages) if languages else None
         self.report = AddReport()
         self.types = MetadataTypes(self.store.metadata_types)
-        self.next_key = max(self.manifest.next_key, self.store.largest_key() + 1)
+        self.next_key = self.manifest.next_key
         self.pending: list[_Pending] = []
         self.rows: list[StoredRow] = []
         self.replaced: list[str] = []

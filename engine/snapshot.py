@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embell.engine.manifest import Manifest
-from embell.errors import CollectionError, EmbellWarning
+from embell.errors import CollectionError, EmbellWarning, MissingExtraError
 from embell.indexers.documents_file import DocumentsFile
 from embell.indexers.exact import ExactIndex
 from embell.indexers.store import Store
@@ -80,6 +80,8 @@ class Snapshot:
             if covered and manifest.approximate:
                 try:
                     candidates = _candidates(manifest.kind, generation, store, rows.keys)
+                except MissingExtraError as error:
+                    warnings.warn(f"searched exactly: {error}", EmbellWarning, stacklevel=2)
                 except unread:
                     candidates, lost = None, "is damaged: searching exactly, which may be slower"
             if covered and manifest.changed is not None:
@@ -166,7 +168,16 @@ class Snapshot:
         wanted = np.asarray(keys, np.int64)
         at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
         copied = (at < self.covered) & (self.keys[at] == wanted) & ~np.isin(wanted, self.changed)
-        found = dict(zip(wanted[copied].tolist(), self.documents.rows(at[copied], columns), strict=True))
+        try:
+            copies = self.documents.rows(at[copied], columns)
+        except ValueError as error:  # of Arrow, or of bytes that are no text
+            warnings.warn(
+                f"the index's copy of the documents is damaged ({error}): reading the table instead; put it right with: embell optimize",
+                EmbellWarning,
+                stacklevel=2,
+            )
+            return self.store.rows(keys, columns)
+        found = dict(zip(wanted[copied].tolist(), copies, strict=True))
         return found if copied.all() else found | self.store.rows(wanted[~copied].tolist(), columns)
 
     def search(self, queries: Array, k: int, allowed: Array | None) -> tuple[Array, Array]:

@@ -1,11 +1,13 @@
 """An approximate index tuned to a recall that is measured: which settings are fastest, and what recall they really have.
 
 Queries are split in two. On one half the settings are chosen, the other half certifies them: a promise holds if the lower
-95 % bound of the mean recall@10, from a bootstrap over queries (Efron, 1979), reaches it.
+95 % bound of the mean recall@10, from a bootstrap over queries (Efron, 1979), reaches it. Where settings fail and others are looked at,
+the 5 % are shared out among the looks.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,11 +29,13 @@ _LEFT_OUT = 2
 easily found; a query has none."""
 STOOD_IN, GIVEN = "rows of the collection", "queries"
 """What an index was tuned on."""
-FEWEST = 20
+_FEWEST = 20
 """Queries without which a measured recall means nothing."""
 _DEPTHS = (2, 4, 6, 8, 12, 16)
 """Candidates that are scored more finely, for each hit that is asked for."""
 _SAMPLES = 2000
+_DOUBT = 0.05
+"""Probability of a promise that does not hold."""
 _TIMED = 3
 _CONTENDERS, _ROUNDS = 8, 5
 _SLOWER = 3
@@ -52,8 +56,8 @@ class Point:
 class Tuned:
     """What was chosen, and what it was certified to be.
 
-    `recall` is the mean recall@10 over queries that took no part in the choice, `low` and `high` the bounds that hold the
-    true mean with a probability of 90 %; the mean is larger than `low` with 95 %. `of` says what the queries were.
+    `recall` is the mean recall@10 over queries that took no part in the choice; the true mean is larger than `low` with a probability of
+    95 % at least, and smaller than `high` likewise. `of` says what the queries were.
     """
 
     index: str
@@ -154,9 +158,9 @@ def tune(
             taken += recalls(halves[0], reaching[number].settings, reaching[number].depth, 1)[1]
     first = sorted(again, key=lambda number: min(again[number]))
     certified = None
-    for point in [*(reaching[number] for number in first), *reaching[len(first) :]]:
+    for look, point in enumerate([*(reaching[number] for number in first), *reaching[len(first) :]], 1):
         each, seconds = recalls(halves[1], point.settings, point.depth, _TIMED)
-        low, high = bounds(each)
+        low, high = bounds(each, _DOUBT * 0.5**look)
         if low >= target:
             qps = len(each) / float(np.median(seconds))
             certified = Tuned(
@@ -165,6 +169,11 @@ def tune(
             )  # fmt: skip
             break
     return certified, [point for point, _ in points]
+
+
+def fewest(target: float) -> int:
+    """The queries without which a recall cannot be certified, even if everything is found."""
+    return max(_FEWEST, 2 * math.ceil(math.log(_DOUBT / 2) / math.log(target)))
 
 
 def exact_qps(rows: ExactIndex, queries: Array | None) -> float:
@@ -178,10 +187,23 @@ def exact_qps(rows: ExactIndex, queries: Array | None) -> float:
     return len(ask) / float(np.median(seconds))
 
 
-def bounds(values: Array) -> tuple[float, float]:
-    """The 5th and the 95th percentile of the mean of resampled values."""
+def bounds(values: Array, doubt: float = _DOUBT) -> tuple[float, float]:
+    """What the mean of recalls is larger and smaller than, each with a probability of 1 - `doubt`: quantiles of the mean of resampled values.
+
+    Resampling knows nothing of what the sample has not met, so the lower bound is not above `at_most`.
+    """
     means = np.concatenate(list(_resampled(values)))
-    return float(np.quantile(means, 0.05)), float(np.quantile(means, 0.95))
+    low, high = np.quantile(means, (doubt, 1 - doubt))
+    return min(float(low), at_most(len(values), doubt)), float(high)
+
+
+def at_most(count: int, doubt: float = _DOUBT) -> float:
+    """The largest recall that so many queries can certify, by finding everything.
+
+    If a share p of all queries finds nothing, none of them is among `count` with a probability of (1 - p)^count: the "rule of three"
+    (Hanley and Lippman-Hand, 1983).
+    """
+    return float(doubt ** (1 / count))
 
 
 def _resampled(values: Array) -> Iterator[Array]:

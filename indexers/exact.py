@@ -9,6 +9,7 @@ equal scores are ordered by key.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,7 +215,7 @@ class ExactIndex:
 
     def save(self, directory: Path) -> None:
         """Write keys, rows and codes."""
-        rows = np.lib.format.open_memmap(directory / "vectors.npy", mode="w+", dtype=np.float16, shape=(len(self), self.dim))
+        rows = mapped(directory / "vectors.npy", np.float16, (len(self), self.dim))
         start = 0
         for segment in self._segments:
             rows[start : start + len(segment.rows)] = segment.rows
@@ -227,7 +228,7 @@ class ExactIndex:
         """Write keys and codes into the directory in which `rows` lie already."""
         np.save(directory / "keys.npy", keys)
         if int8_products() and len(keys):
-            out = np.lib.format.open_memmap(directory / "codes.npy", mode="w+", dtype=np.int8, shape=rows.shape)
+            out = mapped(directory / "codes.npy", np.int8, rows.shape)
             Codes.of(rows, out).save(directory)
             out.flush()
 
@@ -411,7 +412,8 @@ class ExactIndex:
         """Exact float64 scores of pairs of a query and a position."""
         scores = np.empty(len(positions))
         each = _each(asked, len(queries))  # then no query's vector need be copied for each of its rows
-        size = max(1, _SCORED // each) * each if each else _SCORED
+        each = each if each <= _SCORED else 0
+        size = _SCORED // each * each if each else _SCORED
         # Fresh arrays are handed out by the system each time, which costs more than the arithmetic.
         size = max(1, min(size, len(positions)))
         stored, room = np.empty((size, self.dim), np.float16), np.empty((3, size, self.dim), np.float32)
@@ -440,6 +442,18 @@ class ExactIndex:
             for start, end in zip(starts, np.append(starts[1:], len(some)), strict=True):
                 np.dot(rows[start:end], queries[some[start]], out=scores[begin + start : begin + end])
         return scores
+
+
+def mapped(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """A new `.npy` file, mapped to be written to; its blocks are there already.
+
+    Raises OSError where the disk has no room for it: writing into a map of a file with holes would kill the process.
+    """
+    found: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return found
 
 
 def _multiply(queries: Tensor, rows: Tensor, out: Tensor) -> None:

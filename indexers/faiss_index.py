@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from embell.errors import MissingExtraError, UsageError
+from embell.errors import CollectionError, MissingExtraError, UsageError
 from embell.indexers.codes import turned
 from embell.indexers.vector_index import Array
 
@@ -63,7 +61,8 @@ class FaissIndex:
     def add(self, keys: Array, rows: Array, progress: Progress | None = None) -> None:
         """Add float16 rows `(n, dim)`; the first call trains the index on a sample of what it is given.
 
-        Raises UsageError if there are too few rows to train the index on.
+        Raises UsageError if there are too few rows to train the index on, CollectionError for an index that rows cannot be added to
+        in blocks.
         """
         if not len(keys):
             return
@@ -78,13 +77,17 @@ class FaissIndex:
                     f"{len(rows)} rows are too few to train this FAISS index on; use exact, or a smaller index"
                 ) from error
         for begin in range(0, len(rows), _BLOCK):
-            self._index.add(_turned(rows[begin : begin + _BLOCK]))
+            try:
+                self._index.add(_turned(rows[begin : begin + _BLOCK]))
+            except RuntimeError as error:
+                kind = type(load_faiss().downcast_index(self._index)).__name__
+                raise CollectionError(f"FAISS cannot add these rows to an {kind}; choose another index") from error
             if progress is not None:
                 progress("adding rows", min(1.0, (begin + _BLOCK) / len(rows)))
         self._keys.append(np.asarray(keys, np.int64))
 
     def seconds(self, rows: Array) -> float:
-        """About how long `add` will take for these rows, from products and insertions that are tried now."""
+        """About how long `add` will take for these rows, from products and insertions that are tried now; 0 where that cannot be tried."""
         faiss = load_faiss()
         index = _innermost(self._index)
         some = _turned(rows[:: max(1, len(rows) // _TRIED)][:_TRIED])
@@ -98,9 +101,12 @@ class FaissIndex:
             return float(each * (index.cp.niter * trained + len(rows)))
         tried = faiss.clone_index(self._index)
         began = time.perf_counter()
-        if not tried.is_trained:
-            tried.train(some)
-        tried.add(some)
+        try:
+            if not tried.is_trained:
+                tried.train(some)
+            tried.add(some)
+        except RuntimeError:  # it needs more rows, or takes none
+            return 0.0
         longer = 1.0
         if isinstance(index, faiss.IndexHNSW):  # measured: a graph beyond the cache takes some 2.5 times as long
             longer = 2.5 * float(np.log2(max(2, len(rows))) / np.log2(max(2, len(some))))
@@ -138,10 +144,11 @@ class FaissIndex:
 
     @property
     def bytes(self) -> int:
-        """Memory of the index, as it is written: to a file, for a second copy may be too much for the memory."""
-        with tempfile.NamedTemporaryFile() as file:
-            load_faiss().write_index(self._index, file.name)
-            return os.path.getsize(file.name)
+        """Memory of the index, as it is written: to nowhere, for a second copy may be too much for memory or disk."""
+        faiss = load_faiss()
+        sizes: list[int] = []
+        faiss.write_index(self._index, faiss.PyCallbackIOWriter(lambda part: sizes.append(len(part)), 2**20))
+        return sum(sizes)
 
     def choices(self) -> list[Settings]:
         """Settings worth trying, the fastest first."""

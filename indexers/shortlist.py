@@ -42,7 +42,8 @@ class Block:
         low: Tensor = (
             products.double() * torch.from_numpy(self.scale)[:, None] + torch.from_numpy(self.offset - self.error)[:, None]
         )
-        return low
+        # Where the scale is tiny, as with equal rows, what stands for "no part" would come near the scores.
+        return low.masked_fill_(products <= LOWEST / 2, -torch.inf)
 
 
 @dataclass

@@ -382,8 +382,11 @@ class Store:
 
 
 def _ordered(kind: pa.DataType) -> bool:
-    """Whether a scalar index can be built on a column of this type."""
-    return any((pa.types.is_integer(kind), pa.types.is_floating(kind), pa.types.is_string(kind), pa.types.is_boolean(kind),
+    """Whether a scalar index is built on a column of this type.
+
+    Not on booleans: LanceDB answers NOT (flag IS FALSE) by one without the rows that have no value.
+    """
+    return any((pa.types.is_integer(kind), pa.types.is_floating(kind), pa.types.is_string(kind),
                 pa.types.is_date(kind), pa.types.is_timestamp(kind)))  # fmt: skip
 
 

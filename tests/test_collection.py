@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from conftest import topic_rows
 from embell import Collection, CollectionError, CorpusError, Document, Encoder, UsageError
+from embell.engine import collection as collection_module
 from embell.engine.seen import Places, SeenIds
+from embell.engine.snapshot import Snapshot
 from embell.indexers.codes import renormalise
 from tiny_models import tiny_encoder_directory
 
@@ -401,6 +403,75 @@ def test_a_widening_that_was_cut_short_is_finished(tiny: Encoder, tmp_path: Path
     collection.add([Document("new", "a text", {"n": 0.5})])
     assert {name: row["n"] for name, row in content(collection).items()} == {"d0": 0, "d1": 1, "d2": 2, "d3": 3, "new": 0.5}
     assert [hit.id for hit in collection.search("text", where="n = 0.5")] == ["new"]
+
+
+@pytest.mark.parametrize("writer", ["optimize", "delete"])
+def test_a_widening_that_was_cut_short_is_finished_by_every_writer(
+    tiny: Encoder, tmp_path: Path, writer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = Collection.create(tmp_path / "c", tiny)
+    collection.add(documents(4))
+    table = collection.store._table
+    table.add_columns({"n__as_float": "CAST(n AS DOUBLE)"})
+    table.drop_columns(["n"])
+    monkeypatch.setattr(collection_module, "_REBUILD_SHARE", 10)
+    if writer == "optimize":
+        collection.optimize()
+    else:
+        assert collection.delete(where="n = 3") == 1
+    opened = Collection.open(collection.path, tiny)
+    opened.add([Document("new", "a text", {"n": 0.5})])
+    assert [hit.metadata["n"] for hit in opened.search("text", where="n < 1.5", k=3)].count(0.5) == 1
+    assert {hit.id for hit in opened.search("text", where="n < 1.5", k=9)} == {"d0", "d1", "new"}
+
+
+def test_a_hit_that_another_thread_sees_deleted_gives_its_place_to_the_next(
+    tiny: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection_module, "_REBUILD_SHARE", 10)
+    collection = Collection.create(tmp_path / "c", tiny)
+    collection.add(documents(6))
+    collection.add([Document("new", "a new text", {})])  # outside the index
+    other = Collection.open(collection.path, tiny)
+    found = Snapshot.search
+
+    def then_deleted(snapshot: Snapshot, *given: Any) -> Any:
+        answer = found(snapshot, *given)
+        if len(other) == 7:
+            other.delete(["new"])
+            collection.store.refresh()  # as the other thread's search does
+        return answer
+
+    monkeypatch.setattr(Snapshot, "search", then_deleted)
+    hits = collection.search("a new text", 3)
+    assert len(hits) == 3
+    assert "new" not in {hit.id for hit in hits}
+
+
+def test_keys_that_a_killed_writer_gave_are_not_given_again(
+    tiny: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = Collection.create(tmp_path / "c", tiny)
+    collection.add(documents(4))
+
+    def killed(next_key: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(collection, "commit_manifest", killed)
+    late = [Document(f"late{number}", f"late text {number}", {}) for number in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        collection.add(late)
+    monkeypatch.undo()
+    opened = Collection.open(collection.path, tiny)
+    assert len(opened) == 7
+    opened.optimize()
+    opened.delete([document.id for document in late])
+    others = [Document(f"other{number}", f"quite another text {number}", {}) for number in range(3)]
+    opened.add(others)
+    for document in others:
+        hit = opened.search(document.text, 1)[0]
+        assert (hit.id, hit.text) == (document.id, document.text)
+        assert hit.score > 0.999
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ from embell import Collection, Document, UsageError
 from embell.cli.tune import in_bytes
 from embell.engine import generation as generation_module
 from embell.engine import tuning
-from embell.engine.tuning import K, bounds, nearest, tune
+from embell.engine.tuning import K, at_most, bounds, fewest, nearest, tune
 from embell.errors import EmbellWarning
 from embell.indexers.codes import renormalise, turned
 from embell.indexers.exact import ExactIndex
@@ -118,6 +119,42 @@ def test_bounds_hold_the_mean_of_the_sample(values: list[float]) -> None:
     assert bounds(np.full(50, 0.5)) == (0.5, 0.5)
 
 
+def test_few_queries_certify_little() -> None:
+    """All found, again and again, says less the fewer there are: one question in ten finds only 0.7, and it is not among them."""
+    rng = np.random.default_rng(1)
+    for count in (10, 30, 100):
+        lows = [bounds(1 - 0.3 * rng.binomial(1, 0.1, count))[0] for _ in range(300)]
+        assert np.mean(np.array(lows) > 0.97) <= 0.08
+        assert bounds(np.ones(count)) == (0.05 ** (1 / count), 1.0)
+
+
+def test_queries_that_cannot_certify_the_recall_are_refused(collection: Collection) -> None:
+    _, queries = rows_and_queries(3, 4000, 80)
+    with pytest.raises(UsageError, match=r"80 queries are too few to certify a recall of 0\.99; give 736 or more"):
+        collection.tune(0.99, queries)
+    for target in (0.5, 0.9, 0.95, 0.99):
+        assert at_most(fewest(target) // 2, 0.025) >= target
+        assert fewest(target) == 20 or at_most(fewest(target) // 2 - 1, 0.025) < target
+
+
+def test_settings_that_are_looked_at_later_need_more_certainty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two settings whose recall is just below the promise: the more are looked at, the likelier one of them would seem to keep it."""
+    rows, queries = rows_and_queries(0, 4000, 400)
+    exact, faiss = indices(rows, "IVF64,PQ8x4fs")
+    doubts = []
+
+    def none_holds(values: Array, doubt: float = 0.05) -> tuple[float, float]:
+        if doubt < 0.05:
+            doubts.append(doubt)
+        return (0.0 if doubt < 0.05 else 1.0), 1.0
+
+    monkeypatch.setattr(tuning, "bounds", none_holds)
+    assert tune(exact, faiss, "IVF64,PQ8x4fs", 0.5, queries)[0] is None
+    assert len(doubts) > 3
+    assert doubts == sorted(doubts, reverse=True)
+    assert sum(doubts) <= 0.05
+
+
 def test_bounds_cover_the_true_mean_nine_times_in_ten() -> None:
     rng = np.random.default_rng(0)
     inside = [low <= 0.9 <= high for low, high in (bounds(rng.binomial(10, 0.9, 300) / 10) for _ in range(200))]
@@ -159,7 +196,7 @@ def test_a_factory_fits_into_the_memory(dim: int) -> None:
 
 @pytest.fixture
 def collection(tmp_path: Path) -> Collection:
-    rows, queries = rows_and_queries(3, 4000, 60)
+    rows, queries = rows_and_queries(3, 4000, 80)
     far = renormalise(rows) @ queries[0] < 0
     made = Collection.create(tmp_path / "c", None, dim=DIM)
     made.add(
@@ -172,7 +209,7 @@ def collection(tmp_path: Path) -> Collection:
 def test_a_collection_is_tuned_and_stays_right(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation_module, "AUTO_ROWS", 1000)
     monkeypatch.setattr("embell.engine.tuning.exact_qps", lambda rows, queries: 0.0)  # here exact search would be faster
-    _, queries = rows_and_queries(3, 4000, 60)
+    _, queries = rows_and_queries(3, 4000, 80)
     exact = collection.search(queries, 5)
     collection.tune(0.9, queries)
     manifest = collection.manifest
@@ -209,7 +246,7 @@ def test_an_index_is_chosen_that_fits_into_the_memory(
     monkeypatch.setattr("embell.engine.tuning.exact_qps", lambda rows, queries: 0.0)
     monkeypatch.setattr(tuning, "QUERIES", 60)
     monkeypatch.setattr(tuning, "_DEPTHS", (4,))
-    _, queries = rows_and_queries(3, 4000, 60)
+    _, queries = rows_and_queries(3, 4000, 80)
     exact = collection.search(queries, 10)
     collection.tune(0.4, queries, memory=memory)
     assert collection.manifest.memory == memory
@@ -232,7 +269,7 @@ def test_exact_search_that_does_not_fit_into_the_memory_gives_way(
     monkeypatch.setattr(generation_module, "AUTO_ROWS", 1000)
     monkeypatch.setattr(tuning, "_DEPTHS", (4,))
     monkeypatch.setattr("embell.engine.tuning.exact_qps", lambda rows, queries: 1e12)
-    _, queries = rows_and_queries(3, 4000, 60)
+    _, queries = rows_and_queries(3, 4000, 80)
     collection.tune(0.4, queries, memory=4000 * DIM - 1)
     assert collection.manifest.approximate
     collection.tune(0.4, queries, memory=4000 * DIM)
@@ -247,7 +284,7 @@ def test_a_rebuilt_index_is_tuned_on_the_questions_it_was_tuned_on(
     monkeypatch.setattr(tuning, "_DEPTHS", (4,))
     monkeypatch.setattr("embell.engine.tuning.exact_qps", lambda rows, queries: 0.0)
     monkeypatch.setattr(tuning, "QUERIES", 100)
-    _, queries = rows_and_queries(3, 4000, 60)
+    _, queries = rows_and_queries(3, 4000, 80)
 
     def of() -> str:
         assert collection.manifest.tuned is not None
@@ -296,7 +333,7 @@ def test_filters_are_exact_however_many_match(collection: Collection, tuned: boo
         monkeypatch.setattr(tuning, "QUERIES", 200)
         collection.tune(0.5)
         assert collection.manifest.approximate
-    rows, queries = rows_and_queries(3, 4000, 60)
+    rows, queries = rows_and_queries(3, 4000, 80)
     queries = queries[:8]
     collection.add([Document("late", "text", {"share": 3, "name": "n1"}, queries[3])])
     collection.delete(["d17"])
@@ -319,9 +356,43 @@ def test_filters_are_exact_however_many_match(collection: Collection, tuned: boo
         collection.search(queries, where="shore < 3")
 
 
+def test_without_faiss_a_collection_with_an_index_of_it_is_searched_exactly(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, queries = rows_and_queries(3, 4000, 80)
+    right = collection.search(queries)
+    collection.optimize("faiss:IVF16,Flat")
+    assert collection.manifest.approximate
+    monkeypatch.setitem(sys.modules, "faiss", None)  # importing it fails
+    opened = Collection.open(collection.path)
+    with pytest.warns(EmbellWarning, match=r"searched exactly: FAISS is needed: pip install"):
+        assert opened.search(queries) == right
+    with pytest.warns(EmbellWarning, match=r"searched exactly: FAISS is needed"):
+        opened.add(Document(f"new{at}", "text", {"share": 1}, queries[at % 80]) for at in range(900))
+    assert len(opened) == 4900
+    assert not opened.manifest.approximate
+
+
+def test_a_search_in_another_thread_does_not_undo_a_promise(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation_module, "AUTO_ROWS", 1000)
+    monkeypatch.setattr("embell.engine.tuning.exact_qps", lambda rows, queries: 0.0)
+    _, queries = rows_and_queries(3, 4000, 80)
+    build = collection.store.index_columns
+
+    def searched_meanwhile() -> None:
+        build()
+        collection.search(queries[:1])
+
+    monkeypatch.setattr(collection.store, "index_columns", searched_meanwhile)
+    collection.tune(0.4, queries)
+    assert (collection.manifest.index, collection.manifest.target) == ("auto", 0.4)
+    assert collection.manifest.approximate
+    assert Collection.open(collection.path).manifest == collection.manifest
+
+
 def test_a_faiss_index_from_before_tuning_is_left_alone(collection: Collection) -> None:
     """Its rows were not turned, so that turned queries would find the wrong ones."""
-    _, queries = rows_and_queries(3, 4000, 60)
+    _, queries = rows_and_queries(3, 4000, 80)
     right = collection.search(queries)
     collection.optimize("faiss:IVF16,Flat")
     path = collection.path / "manifest.json"
@@ -340,7 +411,7 @@ def test_a_faiss_index_from_before_tuning_is_left_alone(collection: Collection) 
 
 @pytest.mark.parametrize("rows", [1, 7, 11])
 def test_fewer_rows_than_are_asked_for_can_be_tuned(rows: int) -> None:
-    stored, queries = rows_and_queries(4, rows, 40)
+    stored, queries = rows_and_queries(4, rows, 80)
     exact, faiss = indices(stored, "HNSW16")
     found, _ = tune(exact, faiss, "HNSW16", 0.9, queries)
     assert found is not None
@@ -349,7 +420,7 @@ def test_fewer_rows_than_are_asked_for_can_be_tuned(rows: int) -> None:
 
 @pytest.mark.parametrize("file", ["vectors.npy", "keys.npy", "codes.npy", "codes_of_rows.npz", "documents.arrow"])
 def test_damaged_files_cost_time_and_nothing_else(collection: Collection, file: str) -> None:
-    _, queries = rows_and_queries(3, 4000, 60)
+    _, queries = rows_and_queries(3, 4000, 80)
     right = collection.search(queries)
     path = collection.path / "index" / str(collection.manifest.generation) / file
     if not path.exists():
@@ -361,6 +432,16 @@ def test_damaged_files_cost_time_and_nothing_else(collection: Collection, file: 
         assert opened.search(queries) == right
     opened.optimize()
     assert Collection.open(collection.path).search(queries) == right
+
+
+def test_a_copy_whose_texts_are_no_texts_any_more(collection: Collection) -> None:
+    _, queries = rows_and_queries(3, 4000, 80)
+    right = collection.search(queries)
+    path = collection.path / "index" / str(collection.manifest.generation) / "documents.arrow"
+    path.write_bytes(path.read_bytes().replace(b"text ", b"\xff\xfe\xfd\xfc "))
+    opened = Collection.open(collection.path)
+    with pytest.warns(EmbellWarning, match="copy of the documents is damaged .* embell optimize"):
+        assert opened.search(queries) == right
 
 
 def test_tune_and_optimize_on_the_command_line(embell: Run, inside: Run, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embell import MissingExtraError, UsageError
+from embell import CollectionError, MissingExtraError, UsageError
 from embell.indexers import codes as codes_module
 from embell.indexers import exact as exact_module
 from embell.indexers.codes import Codes, int8_products, renormalise
@@ -172,6 +173,66 @@ def test_ten_thousand_equal_rows_are_ordered_by_key(monkeypatch: pytest.MonkeyPa
         scores, keys = index.search(query, 50)
         assert keys[0].tolist() == list(range(250, 300))
         assert len(set(scores[0].tolist())) == 1
+
+
+@pytest.mark.parametrize("int8", [True, False])
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 1e-3])
+def test_rows_that_take_no_part_keep_no_other_out(spread: float, int8: bool) -> None:
+    """As many rows as are asked for, nearly equal and some of them barred, beside a segment with what is left of the answer."""
+    others = unit_rows(0, 100, 24).astype(np.float16)
+    alike = unit_rows(1, 12, 24, clusters=1, spread=spread).astype(np.float16)
+    query = renormalise(alike[:1])
+    for rows, barred in (([others, alike], slice(100, 103)), ([alike, others], slice(0, 3))):
+        index = ExactIndex(24)
+        index._int8 = int8 and int8_products()
+        start = 0
+        for part in rows:
+            index.add(np.arange(start, start + len(part)), part)
+            start += len(part)
+        allowed = np.ones(112, bool)
+        allowed[barred] = False
+        truth = reference(query, np.concatenate(rows))
+        truth[:, ~allowed] = -np.inf
+        for k in (5, 9, 10, 11, 12, 40):
+            np.testing.assert_array_equal(index.search(query, k, allowed)[1], ranked(truth, k), err_msg=str(k))
+
+
+def test_one_question_with_many_ties_needs_little_memory() -> None:
+    rows = np.repeat(unit_rows(3, 1, 64).astype(np.float16), 50_000, axis=0)
+    index = ExactIndex(64)
+    index.add(np.arange(len(rows)), rows)
+    query = renormalise(rows[:1])
+    index.search(query, 10)
+    tracemalloc.start()
+    assert index.search(query, 10)[1].tolist() == [list(range(10))]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6  # all of them unpacked at once, to float64 and back, are 90 MB
+
+
+def test_the_size_of_an_index_is_that_of_its_file(tmp_path: Path) -> None:
+    rows = unit_rows(0, 3000, 16).astype(np.float16)
+    for factory in ("Flat", "HNSW16", "IVF16,PQ4x4fs,Refine(SQfp16)"):
+        index = FaissIndex(16, factory)
+        index.add(np.arange(3000), rows)
+        index.save(tmp_path)
+        assert index.bytes == (tmp_path / FaissIndex.FILE).stat().st_size
+
+
+def test_an_index_that_takes_no_rows_says_so() -> None:
+    index = FaissIndex(16, "IDMap,Flat")
+    rows = unit_rows(0, 100, 16).astype(np.float16)
+    assert index.seconds(rows) == 0
+    with pytest.raises(CollectionError, match="IndexIDMap"):
+        index.add(np.arange(100), rows)
+
+
+def test_a_matrix_that_is_mapped_has_its_place_on_the_disk(tmp_path: Path) -> None:
+    matrix = exact_module.mapped(tmp_path / "m.npy", np.float16, (1000, 64))
+    assert (tmp_path / "m.npy").stat().st_blocks * 512 >= matrix.nbytes
+    matrix[:] = 3
+    matrix.flush()
+    assert (np.load(tmp_path / "m.npy") == 3).all()
 
 
 @pytest.mark.parametrize("most", [2_000_000, 100])
