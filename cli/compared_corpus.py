@@ -19,7 +19,7 @@ from embell.cli.console import counted, json_value, note, progress
 from embell.cli.options import ModelOptions
 
 if TYPE_CHECKING:
-    from embell.engine import Collection
+    from embell.engine import Collection, Encoder
     from embell.indexers.corpora import CorpusOptions, CorpusReport
 
 
@@ -29,6 +29,7 @@ def opened(
     sources: tuple[str, ...],
     corpus: CorpusOptions,
     model: ModelOptions,
+    load: Callable[[], Encoder],
     report: CorpusReport,
     fields: set[str] | None,
     weighing: dict[str, float],
@@ -36,6 +37,7 @@ def opened(
 ) -> tuple[Collection, Callable[[], Iterable[tuple[str, bytes]]]]:
     """A collection, or one of these sources, with these fields as metadata (None: all); and its rows as they are to be written.
 
+    Sources are encoded with what `load` loads.
     `then` says what becomes of rows that cannot be compared.
     """
     from embell.engine.manifest import FILE
@@ -54,7 +56,7 @@ def opened(
         collection = Collection.open(sources[0])
         return collection, partial(_collection_rows, collection)
     stdin = _spooled(stack) if "-" in sources else None
-    return _encoded(folder, sources, corpus, model, report, stdin, fields, weighing, then), partial(
+    return _encoded(folder, sources, corpus, load, report, stdin, fields, weighing, then), partial(
         _source_rows, sources, corpus, stdin
     )
 
@@ -63,7 +65,7 @@ def _encoded(
     folder: Path,
     sources: tuple[str, ...],
     corpus: CorpusOptions,
-    model: ModelOptions,
+    load: Callable[[], Encoder],
     report: CorpusReport,
     stdin: BinaryIO | None,
     fields: set[str] | None,
@@ -74,15 +76,18 @@ def _encoded(
     from embell.engine.collection import Collection
     from embell.engine.weighted_fields import weighted_vectors
     from embell.errors import CollectionError, CorpusError
+    from embell.indexers.columns import column_name
     from embell.indexers.corpora import read_corpus
 
+    wanted = None if fields is None else {column_name(name) for name in fields}
+    corpus = replace(corpus, fields_beside=(*corpus.fields_beside, *(fields or ())))
     documents = read_corpus(sources, corpus, report, stdin=stdin)
     first = next(documents, None)
     if first is None:
         raise CorpusError(
             f"{', '.join(sources)}: no text in it" + (f" (the first row without is {report.first_empty})" if report.empty else "")
         )
-    encoder = model.load()
+    encoder = load()
     if weighing:  # other weights make other vectors
         folder = folder.with_suffix(
             f".{'+'.join(f'{name}={weight:g}' for name, weight in sorted(weighing.items()))}".replace("/", "_")
@@ -104,7 +109,7 @@ def _encoded(
             records = [{name: str(document.metadata.get(name) or "") for name in weighing} for document in some]
             vectors = weighted_vectors(encoder, records, weighing) if weighing else [None]
             for document, vector in zip(some, vectors, strict=True):
-                kept = {name: value for name, value in document.metadata.items() if fields is None or name in fields}
+                kept = {name: value for name, value in document.metadata.items() if wanted is None or column_name(name) in wanted}
                 yield replace(document, metadata=kept, vector=vector)
 
     with progress("Encoding") as step:

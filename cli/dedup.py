@@ -7,9 +7,10 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from embell.cli.options import ModelOptions, corpus_options, json_option, model_
 from embell.cli.outputs import check_outputs, whole_file
 
 if TYPE_CHECKING:
-    from embell.engine import Duplicates
+    from embell.engine import Duplicates, Encoder
     from embell.engine.duplicates import Dropped
     from embell.indexers.corpora import CorpusOptions, CorpusReport
 
@@ -115,16 +116,26 @@ def dedup(
 
     from embell.engine.duplicates import chosen_thresholds
     from embell.engine.rules import check_keep
-    from embell.indexers.corpora import CorpusReport
+    from embell.indexers.corpora import CorpusReport, is_read
 
     check_keep(keep)
     chosen: dict[str, Any] = {"lexical": lexical, "contained": contained, "overlap": overlap, "kinds": _kinds(kinds)}
     chosen_thresholds(threshold, **chosen)
     outputs = {"output": output, "removed": removed, "pairs": pairs, "report": page}
     check_outputs(**outputs)
-    for path in outputs.values():
-        if path not in (None, "-") and any(os.path.realpath(source) == os.path.realpath(path) for source in (*sources, *against)):
-            raise click.UsageError(f"{path} is the source and would be overwritten; name another file")
+    if decisions and suggest:
+        raise click.UsageError("--suggest looks at decisions, --decisions applies them: give one of the two")
+    for path in (path for path in outputs.values() if path not in (None, "-")):
+        for source in (*sources, *against):
+            if source != "-" and is_read(path, source):
+                where = (
+                    "the source and would be overwritten"
+                    if os.path.realpath(source) == os.path.realpath(path)
+                    else f"part of the source {source}"
+                )
+                raise click.UsageError(f"{path} is {where}; name another file")
+        if decisions and os.path.realpath(decisions) == os.path.realpath(path):
+            raise click.UsageError(f"{path} holds the decisions and would be overwritten; name another file")
     for option in ("pairs", "report"):
         if outputs[option] == "-":
             raise click.UsageError(f"--{option} needs a file: it does not go to stdout")
@@ -143,13 +154,14 @@ def dedup(
     fields = {name for name in (keep.rpartition(":")[0], group_by) if name}
     with ExitStack() as stack:
         folder = _work_folder(stack, outputs)
+        load = _loading(model, (*sources, *against))
         collection, records = opened(
-            stack, folder / "dedup.embell", sources, corpus, model, report, fields, weighing, " but kept"
+            stack, folder / "dedup.embell", sources, corpus, model, load, report, fields, weighing, " but kept"
         )
         collections = [collection]
         with compared("Comparing") as step:
             if against:
-                other, _ = opened(stack, folder / "against.embell", against, corpus, model, CorpusReport(), set(), weighing)
+                other, _ = opened(stack, folder / "against.embell", against, corpus, model, load, CorpusReport(), set(), weighing)
                 collections.append(other)
                 found = collection.leaks(other, threshold, progress=step, **chosen)
             else:
@@ -172,6 +184,18 @@ def dedup(
         shown = [] if as_json or any(outputs.values()) else found.dropped[:10]
         _tell(found, report, shown, texts, time.monotonic() - began, as_json, "-" in (output, removed), reduce_to)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _loading(model: ModelOptions, sources: Sequence[str]) -> Callable[[], Encoder]:
+    """How sources get their encoder: that of the collection among them, if there is one, whose vectors they will meet."""
+    from embell.engine.manifest import FILE, Manifest
+
+    for source in sources:
+        if not model.given and Path(source, FILE).is_file() and (spec := Manifest.read(Path(source)).encoder) is not None:
+            from embell.engine.encoder import Encoder
+
+            return partial(Encoder.from_spec, spec)
+    return model.load
 
 
 def _weights(given: Sequence[str]) -> dict[str, float]:
@@ -201,9 +225,11 @@ def _title(sources: Sequence[str], against: Sequence[str]) -> str:
 
 def _work_folder(stack: ExitStack, outputs: dict[str, str | None]) -> Path:
     """Where vectors and pairs lie until the results are written: beside the first output, so that the same command goes on if it was killed."""
+    from embell.indexers.corpora import UNFINISHED
+
     for path in outputs.values():
         if path not in (None, "-") and not (Path(path).exists() and not Path(path).is_file()):
-            folder = Path(f"{os.path.realpath(path)}.unfinished")
+            folder = Path(os.path.realpath(path) + UNFINISHED)
             folder.mkdir(exist_ok=True)
             stack.callback(_drop_empty, folder)
             return folder
@@ -249,13 +275,14 @@ def _tell(
         }
         write_json(summary, sys.stderr if stdout_taken else None)
         return
-    some = texts.of(shown)
+    dropped, kept = texts.of(shown)
     for row in shown:
-        for head, name in (
-            (f"{row.score:.3f} {row.kind:<10}{row.id}: ", row.id),
-            (f"      kept      {row.kept_id}: ", row.kept_id),
+        through = f" (through {row.via})" if row.via is not None else ""
+        for head, text in (
+            (f"{row.score:.3f} {row.kind:<10}{row.id}: ", dropped[row.id]),
+            (f"      kept      {row.kept_id}{through}: ", kept[row.kept_id]),
         ):
-            click.echo(head + snippet(some[name], max(_FEWEST_SHOWN, shutil.get_terminal_size().columns - len(head))))
+            click.echo(head + snippet(text, max(_FEWEST_SHOWN, shutil.get_terminal_size().columns - len(head))))
     if shown and len(found.dropped) > len(shown):
         click.echo(
             f"… and {len(found.dropped) - len(shown):,} more; --removed FILE.jsonl writes them all, --report FILE.html shows them"

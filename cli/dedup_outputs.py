@@ -34,12 +34,10 @@ class Texts:
     def __init__(self, collections: Sequence[Collection]) -> None:
         self._collections = collections
 
-    def of(self, dropped: Sequence[Dropped]) -> dict[str, str]:
-        """Texts of these dropped rows, and of those that they were dropped for."""
-        reference = self._collections[-1]
-        found = self._some(reference, {row.kept_id for row in dropped})
-        found.update(self._some(self._collections[0], {row.id for row in dropped}))
-        return found
+    def of(self, dropped: Sequence[Dropped]) -> tuple[dict[str, str], dict[str, str]]:
+        """Texts of these dropped rows, and of those that they were dropped for, which may have the same ids."""
+        mine, reference = self._collections[0], self._collections[-1]
+        return self._some(mine, {row.id for row in dropped}), self._some(reference, {row.kept_id for row in dropped})
 
     @staticmethod
     def _some(collection: Collection, ids: set[str]) -> dict[str, str]:
@@ -57,15 +55,15 @@ def write_outputs(
     """Write what was asked for."""
     if output:
         dropped = {row.id for row in found.dropped}
-        with whole_file(output) as file:
+        with whole_file(output, "wb") as file:
             for identity, line in records():
                 if not identity or identity not in dropped:
-                    file.write(line.decode("utf-8", "replace") + "\n")
+                    file.write(line + b"\n")
     if removed:
         with whole_file(removed) as file:
             for begin in range(0, len(found.dropped), _TOGETHER):
                 some = found.dropped[begin : begin + _TOGETHER]
-                known = texts.of(some)
+                known, _ = texts.of(some)
                 for row in some:
                     fields = {name: value for name, value in asdict(row).items() if value is not None}
                     write_json({**fields, "text": known[row.id]}, file)
@@ -138,10 +136,10 @@ def _groups(groups: list[list[Dropped]], texts: Texts) -> Iterator[Group]:
     """The groups of a report, whose texts are read when they are written."""
     for begin in range(0, len(groups), _READ):
         some = groups[begin : begin + _READ]
-        known = texts.of([row for group in some for row in group])
+        known, others = texts.of([row for group in some for row in group])
         for group in some:
             kept = group[0].kept_id
-            yield Group(kept, known[kept], [Member(row.id, known[row.id], row.score, row.kind, kept) for row in group])
+            yield Group(kept, others[kept], [Member(row.id, known[row.id], row.score, row.kind, kept) for row in group])
 
 
 def read_decisions(path: str) -> list[Decision]:

@@ -39,7 +39,8 @@ def whole_file(path: str, mode: str = "w") -> Iterator[IO[Any]]:
     `-` is stdout, and what is no regular file (a device, a pipe) is written to directly.
     """
     if path == "-":
-        yield sys.stdout
+        sys.stdout.flush()
+        yield sys.stdout.buffer if "b" in mode else sys.stdout
         sys.stdout.flush()
         return
     target = Path(os.path.realpath(path))

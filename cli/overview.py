@@ -70,7 +70,7 @@ def _opened(stack: ExitStack, sources: tuple[str, ...], corpus: CorpusOptions, m
     from embell.indexers.corpora import CorpusReport
 
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="embell-")))
-    return opened(stack, folder / "corpus.embell", sources, corpus, model, CorpusReport(), None, {})[0]
+    return opened(stack, folder / "corpus.embell", sources, corpus, model, model.load, CorpusReport(), None, {})[0]
 
 
 def _show(found: list[Hit], as_json: bool) -> None:

@@ -358,7 +358,9 @@ class Collection:
         for one in (self, against):
             if one._manifest.chunk is not None:
                 raise CollectionError(f"{one.path}: holds chunks, not whole documents; look for duplicates in the source instead")
-        if against._manifest.dim != self._manifest.dim or against._manifest.encoder != self._manifest.encoder:
+        mine, theirs = self._manifest.encoder, against._manifest.encoder
+        same = mine is theirs if mine is None or theirs is None else not mine.differences(theirs)
+        if against._manifest.dim != self._manifest.dim or not same:
             raise CollectionError(
                 f"{self.path} and {against.path} were made with different models: their vectors cannot be compared"
             )

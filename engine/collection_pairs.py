@@ -16,6 +16,7 @@ from embell.engine.pair_search import find_pairs
 from embell.engine.saved_pairs import FOLDER, SavedPairs
 from embell.engine.search_parts import Progress, forget
 from embell.errors import UsageError
+from embell.indexers.columns import column_name
 from embell.indexers.exact import ExactIndex
 from embell.indexers.store import writer_lock
 
@@ -40,19 +41,20 @@ class _Read:
     @classmethod
     def of(cls, collection: Collection, index: ExactIndex, fields: set[str], texts: bool = True) -> _Read:
         known = collection.store.metadata_types
-        for name in sorted(fields - set(known)):
+        columns = {name: name if name in known else column_name(name) for name in fields}
+        for name in sorted(name for name, column in columns.items() if column not in known):
             raise UsageError(f"no document has the field {name!r}" + (f"; there are {', '.join(sorted(known))}" if known else ""))
         keys = index.keys
         ids, marks, lengths = [""] * len(keys), [b""] * len(keys), np.zeros(len(keys), np.int64)
         values: dict[str, list[Any]] = {name: [None] * len(keys) for name in fields}
-        for row in collection.store.scan(["key", "id", *(["text"] if texts else []), *fields]):
+        for row in collection.store.scan(["key", "id", *(["text"] if texts else []), *columns.values()]):
             at = int(np.searchsorted(keys, row["key"]))
             if at < len(keys) and keys[at] == row["key"]:
                 ids[at] = row["id"]
                 if texts:
                     marks[at], lengths[at] = text_mark(row["text"]), len(row["text"])
-                for name in fields:
-                    values[name][at] = row[name]
+                for name, column in columns.items():
+                    values[name][at] = row[column]
         return cls(keys, index, ids, marks, lengths if texts else None, values)
 
 
@@ -106,6 +108,8 @@ def collection_duplicates(
     rows = Rows(read.ids, read.lengths, read.values)
     if group_by is not None:
         numbers: dict[Any, int] = {}
+        if any(isinstance(value, (list, dict)) for value in read.values[group_by]):
+            raise UsageError(f"the field {group_by!r} holds lists; documents are grouped by one value each")
         groups = np.array([numbers.setdefault(value, len(numbers)) for value in read.values[group_by]], np.int64)
         return judge(_searched(collection, read, thresholds, keep, groups, progress), rows, thresholds, keep, rule)
     if saved is not None and again:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from embell.engine.pair_list import KINDS, LOOKED_FOR, OVERLAP, PAIR, THRESHOLDS, PairList, check_thresholds
+from embell.engine.pair_list import KINDS, LOOKED_FOR, OVERLAP, PAIR, THRESHOLDS, PairList, check_thresholds, in_order
 from embell.engine.rules import check_keep, decide, ranks
 from embell.errors import UsageError
 
@@ -139,25 +139,31 @@ class Duplicates:
     def decided(self, decisions: Iterable[Decision]) -> Duplicates:
         """Decide again as people have judged: pairs that are no duplicates go, those that are count whatever they score. A reduction is not made again.
 
-        A decision is about two texts: it holds for their copies too. Copies remain copies. Raises UsageError for an id that is not there.
+        A decision is about two texts: it holds for their copies too. Copies remain copies. Of a result of `leaks`, `id_a` is the other
+        collection's, as in `pairs`. Raises UsageError for an id that is not there.
         """
-        place = {name: at for at, name in enumerate(self.rows.ids)}
+        split = self.found.split or 0
+        mine = {name: at for at, name in enumerate(self.rows.ids[split:], split)}
+        others = {name: at for at, name in enumerate(self.rows.ids[:split])} if split else mine
         original = self.found.original
         pairs = self.found.pairs
         gone, more = set(), []
         for one in decisions:
-            for name in (one.id_a, one.id_b):
+            names = (one.id_a, one.id_b)
+            if names[0] not in others or names[1] not in mine:
+                names = (one.id_b, one.id_a)  # written the other way round
+            for name, place in zip(names, (others, mine), strict=True):
                 if name not in place:
                     raise UsageError(f"decisions: there is no document with the id {name!r}")
-            a, b = sorted((int(original[place[one.id_a]]), int(original[place[one.id_b]])))
+            a, b = sorted((int(original[others[names[0]]]), int(original[mine[names[1]]])))
             if a != b:
                 gone.add((a, b))
-                if one.duplicate:
+                if one.duplicate and b >= split:  # else it is a copy of a row of the other collection, and drops anyway
                     more.append((a, b, 1.0, 1.0, KINDS.index("reviewed")))
         judged = np.fromiter(
             ((a, b) in gone for a, b in zip(pairs["first"].tolist(), pairs["second"].tolist(), strict=True)), bool, len(pairs)
         )
-        found = replace(self.found, pairs=np.concatenate([pairs[~judged], np.array(more, PAIR)]))
+        found = replace(self.found, pairs=in_order(np.concatenate([pairs[~judged], np.array(more, PAIR)])))
         return judge(found, self.rows, {**self.thresholds, "reviewed": 1.0}, self.keep, self.rule)
 
 

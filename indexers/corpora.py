@@ -60,6 +60,10 @@ class Row:
     raw: bytes | None
 
 
+UNFINISHED = ".unfinished"
+"""How the names of folders end in which a command that was stopped finds what it had done."""
+
+
 @dataclass(frozen=True, slots=True)
 class CorpusOptions:
     """Which fields mean what; `string_fields` are metadata kept as text, whatever they hold, `fields_beside` stay metadata also if they are the text."""
@@ -241,11 +245,28 @@ def _walked(folder: str, root: str) -> Iterator[TableFile]:
     # With its slash a folder's name sorts as the paths below it do.
     for entry in sorted(entries, key=lambda entry: entry.name + "/" * (entry.name in folders)):
         if entry.name in folders:
-            yield from _walked(entry.path, root)
+            if not _ours(entry.path):
+                yield from _walked(entry.path, root)
         elif os.path.isfile(entry.path) and (not entry.is_symlink() or os.path.realpath(entry.path).startswith(root)):
             file = _recognised(entry.path)
             if file is not None:
                 yield file
+
+
+def _ours(folder: str) -> bool:
+    """Whether a folder is a collection, or what a command that was stopped goes on from: neither is a source."""
+    return folder.endswith(UNFINISHED) or all(
+        os.path.exists(os.path.join(folder, name)) for name in ("manifest.json", "documents.lance")
+    )
+
+
+def is_read(path: str, source: str) -> bool:
+    """Whether a file, there or not yet, is one that reading this source would read, itself or in the folder."""
+    file, root = os.path.realpath(path), os.path.realpath(source)
+    if file == root:
+        return True
+    inside = os.path.relpath(file, root).split(os.sep)
+    return os.path.isdir(root) and not any(part.startswith(".") for part in inside) and _recognised(file) is not None
 
 
 def _recognised(path: str) -> TableFile | None:
@@ -308,7 +329,8 @@ def _json_lines(stream: BinaryIO) -> Iterator[FoundRow]:
 def _whole_text(stream: BinaryIO, label: str) -> FoundRow:
     content = stream.read()
     if fault := utf8_fault(content):
-        return FoundRow(1, 1, {}, f"{fault}; save the file as UTF-8, or skip such files with --keep-going")
+        said = {"text": content.decode("utf-8", "replace"), "path": label}
+        return FoundRow(1, 1, said, f"{fault}; save the file as UTF-8, or skip such files with --keep-going")
     return FoundRow(1, 1, {"text": content.removeprefix(BOM).decode(), "path": label})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -14,6 +15,9 @@ import torch
 Work = TypeVar("Work")
 Result = TypeVar("Result")
 
+_AHEAD = 4
+"""Pieces of work for each core that are handed out before the first of them is taken."""
+
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
 _cores = 0
@@ -22,19 +26,25 @@ _cores = 0
 def each_on_a_core(do: Callable[[Work], Result], works: Sequence[Work]) -> Iterator[tuple[Work, Result]]:
     """Each piece of work and its result, in order. Several are under way at once, each in a thread that computes alone.
 
-    PyTorch's number of threads says how many. A few pieces of work are done one after the other, by all threads together.
+    PyTorch's number of threads says how many; results that nobody has taken yet are few at any time. A few pieces of work are done one after the other, by all threads together.
     """
     cores = torch.get_num_threads()
     pool = None if cores == 1 or len(works) < cores else _workers(cores)
     if pool is None:
         yield from ((work, do(work)) for work in works)
         return
-    futures = [submit(pool, partial(do, work)) for work in works]
+    ahead: deque[tuple[Work, Future[Result]]] = deque()
     try:
-        for work, future in zip(works, futures, strict=True):
-            yield work, future.result()
+        for work in works:
+            ahead.append((work, submit(pool, partial(do, work))))
+            if len(ahead) == _AHEAD * cores:
+                first, future = ahead.popleft()
+                yield first, future.result()
+        while ahead:
+            first, future = ahead.popleft()
+            yield first, future.result()
     finally:
-        for future in futures:
+        for _, future in ahead:
             future.cancel()
 
 

@@ -494,6 +494,15 @@ def test_nothing_leaks_from_or_to_an_empty_collection(tmp_path: Path) -> None:
     assert one.leaks(one, **THRESHOLD).kept == []
 
 
+def test_leaks_between_encoders_that_differ_in_what_does_not_matter(tmp_path: Path) -> None:
+    texts = {"a": "The cat sleeps on the sofa.", "b": "Shares fell on Monday."}
+    made = []
+    for name, dtype in (("one", "float32"), ("other", "bfloat16")):
+        made.append(Collection.create(tmp_path / name, Encoder.load(dtype=dtype)))
+        made[-1].add(Document(key, text) for key, text in texts.items())
+    assert {row.id: row.kept_id for row in made[0].leaks(made[1], 0.95).dropped} == {"a": "a", "b": "b"}
+
+
 def test_leaks_of_collections_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     one = made(tmp_path / "one", documents(3))
     with pytest.raises(CollectionError, match="different models"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from conftest import Ran
@@ -142,6 +143,114 @@ def test_leaks_are_found_and_each_side_is_left_as_it_is(inside: Run, source: Pat
     assert done.status == 0, done
     assert ids(out) == ["a", "b", "c", "f"]
     assert removed(tmp_path / "r.jsonl") == {"d": ("t1", "exact"), "e": ("t1", "semantic")}
+
+
+def test_ids_that_both_sides_of_a_leak_have_are_kept_apart(inside: Run, tmp_path: Path) -> None:
+    texts = [
+        "The cat sleeps on the sofa.",
+        "Shares fell sharply on Monday.",
+        "A treaty was signed in Vienna.",
+        "Rain is expected today.",
+    ]
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    train.write_text("".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(texts)))
+    turned = [texts[3], texts[0] + " Now.", texts[1].upper(), texts[2]]  # 0 is like 3, 1 like 0, 2 like 1, 3 like 2
+    test.write_text("".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(turned)))
+    given = ("dedup", train, "--against", test, "--kinds", "exact,lexical", "--lexical", "0.6")
+    gone, page, decided = tmp_path / "gone.jsonl", tmp_path / "page.html", tmp_path / "decided.jsonl"
+    done = inside(*given, "--removed", gone, "--report", page, "--pairs", tmp_path / "pairs.parquet")
+    assert done.status == 0, done
+    assert removed(gone) == {"0": ("1", "lexical"), "1": ("2", "exact"), "2": ("3", "exact"), "3": ("0", "exact")}
+    assert turned[1] in page.read_text()
+    shown = inside(*given).out
+    assert f"0: {texts[0]}" in shown
+    assert f"kept      1: {turned[1]}" in shown
+    for names in (("1", "0"), ("0", "1")):  # test's, train's; also where both sides have both ids, as here, the first is test's
+        decided.write_text(json.dumps({"id_a": names[0], "id_b": names[1], "duplicate": False}) + "\n")
+        done = inside(*given, "--decisions", decided, "--removed", gone, "--pairs", tmp_path / "pairs.parquet")
+        assert done.status == 0, done
+        assert ("0" in removed(gone)) == (names == ("0", "1"))
+    decided.write_text('{"id_a": "3", "id_b": "3", "duplicate": true}\n{"id_a": "0", "id_b": "0", "duplicate": true}\n')
+    assert inside(*given, "--decisions", decided, "--pairs", tmp_path / "pairs.parquet").status == 0
+    pairs = pyarrow.parquet.read_table(tmp_path / "pairs.parquet").to_pylist()
+    assert {(row["id_a"], row["id_b"]) for row in pairs if row["kind"] == "reviewed"} == {("0", "0")}  # train's 3 is a copy
+
+
+def test_an_output_within_a_source_is_refused(inside: Run, source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    source.rename(folder / "rows.jsonl")
+    before = (folder / "rows.jsonl").read_bytes()
+    inside("dedup", folder, "--output", folder / "kept.jsonl").fails(2, "kept.jsonl is part of the source")
+    inside("dedup", folder, "--output", folder / "rows.jsonl").fails(2, "rows.jsonl is part of the source")
+    decided = tmp_path / "decided.jsonl"
+    decided.write_text('{"id_a": "a", "id_b": "b", "duplicate": true}\n')
+    inside("dedup", folder, "--decisions", decided, "--removed", decided).fails(2, "holds the decisions")
+    inside("dedup", folder, "--decisions", decided, "--suggest", decided).fails(2, "--suggest", "--decisions")
+    assert inside("dedup", folder, "--report", folder / "page.html").status == 0  # nothing that is read
+    assert (folder / "rows.jsonl").read_bytes() == before
+
+
+def test_collections_and_unfinished_work_in_a_folder_are_no_sources(inside: Run, source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    source.rename(folder / "rows.jsonl")
+    assert inside("index", folder, "--to", folder / "notes.embell").status == 0
+    assert inside("dedup", folder / "notes.embell").status == 0  # leaves a list of pairs, a Parquet file, in there
+    assert list(folder.rglob("*.parquet"))
+    (folder / "kept.jsonl.unfinished").mkdir()
+    (folder / "kept.jsonl.unfinished" / "other.jsonl").write_text('{"text": "left behind"}\n')
+    done = inside("dedup", folder, "--kinds", "exact", "--json")
+    assert done.status == 0, done
+    assert done.lines[0]["documents"] == len(ROWS)
+
+
+def test_what_cannot_be_read_is_kept_as_it_stands(inside: Run, tmp_path: Path) -> None:
+    source, out = tmp_path / "rows.jsonl", tmp_path / "kept.jsonl"
+    lines = [b'{"id": "1", "text": "One row."}', '{"id": "2", "text": "Zürich"}'.encode("latin-1"), b"no JSON", b'{"id": "3"}']
+    source.write_bytes(b"\n".join(lines) + b"\n")
+    done = inside("dedup", source, "--keep-going", "--output", out)
+    assert done.status == 0, done
+    assert out.read_bytes() == source.read_bytes()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("A note.")
+    (tmp_path / "notes" / "b.txt").write_bytes("Ein Gruß.".encode("latin-1"))
+    assert inside("dedup", tmp_path / "notes", "--keep-going", "--output", out).status == 0
+    assert len(out.read_text().splitlines()) == 2
+
+
+def test_fields_whose_columns_have_other_names(inside: Run, tmp_path: Path) -> None:
+    source, out = tmp_path / "rows.jsonl", tmp_path / "kept.jsonl"
+    rows = [
+        {
+            "id": str(n),
+            "title": f"Title {n % 2}",
+            "text": "Just the same.",
+            "document": n % 2,
+            "meta.topic": n % 3,
+            "tags": ["x", "y"],
+        }
+        for n in range(6)
+    ]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for field, expected in (("document", 2), ("meta.topic", 3), ("title", 2)):
+        done = inside(
+            "dedup",
+            source,
+            "--text-field",
+            "text",
+            "--text-field",
+            "title",
+            "--kinds",
+            "exact",
+            "--group-by",
+            field,
+            "--output",
+            out,
+        )
+        assert done.status == 0, done
+        assert len(ids(out)) == expected * (1 if field != "meta.topic" else 2), field
+    inside("dedup", source, "--group-by", "tags").fails(2, "the field 'tags' holds lists")
 
 
 def test_the_report_is_written_and_decisions_come_back(inside: Run, source: Path, tmp_path: Path) -> None:

@@ -138,6 +138,9 @@ def test_results_come_in_order_and_failures_come_through() -> None:
     try:
         torch.set_num_threads(2)
         assert list(workers.each_on_a_core(work, range(20))) == [(n, n * n) for n in range(20)]
+        begun: list[int] = []
+        for number, _ in workers.each_on_a_core(begun.append, range(100)):  # few results wait for somebody to take them
+            assert len(begun) <= number + 1 + 4 * torch.get_num_threads()
         results = workers.each_on_a_core(work, range(100))
         assert [next(results)[0] for _ in range(30)] == list(range(30))
         with pytest.raises(EncoderError, match="thirty"):
