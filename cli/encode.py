@@ -124,6 +124,8 @@ def encode(
 
 def _target(output: str, ids_file: str | None, sources: Iterable[str]) -> tuple[Path, str]:
     """The file to write, links followed, and its suffix; a UsageError says what is wrong with it."""
+    from embell.indexers.corpora import is_read
+
     suffix = Path(output).suffix.lower()
     if output == "-":
         raise click.UsageError("--output -: vectors do not go to stdout; name a file")
@@ -135,14 +137,11 @@ def _target(output: str, ids_file: str | None, sources: Iterable[str]) -> tuple[
         raise click.UsageError(
             f"--output {output}: a device or a pipe cannot be written again where a run was stopped; name a file"
         )
-    for path in (output, ids_file):
-        if path not in (None, "-") and any(os.path.realpath(source) == os.path.realpath(path) for source in sources):
-            raise click.UsageError(f"{path} is the source and would be overwritten; name another file")
-    for source in sources:
-        if suffix == ".parquet" and os.path.isdir(source) and Path(source).resolve() in target.resolve().parents:
-            raise click.UsageError(
-                f"--output {output}: lies in {source} and would be read as a part of it; name a file elsewhere"
-            )
+    for path in (path for path in (output, ids_file) if path is not None and path != "-"):
+        for source in (source for source in sources if source != "-" and is_read(path, source)):
+            if os.path.realpath(source) == os.path.realpath(path):
+                raise click.UsageError(f"{path} is the source and would be overwritten; name another file")
+            raise click.UsageError(f"{path}: lies in {source} and would be read as a part of it; name a file elsewhere")
     return target, suffix
 
 
@@ -154,6 +153,8 @@ def _encode(
     step: Callable[[int], None],
 ) -> None:
     """Encode the documents, and make their rows safe every ten seconds or so, however quick the model is."""
+    import numpy as np
+
     from embell.engine.encoder import EncodeReport
 
     size = 64
@@ -169,6 +170,12 @@ def _encode(
         rows = 0
         try:
             for block in encoder.encode_stream(texts(), kind, report=counts, progress=step):
+                odd = np.flatnonzero(~np.isfinite(block).all(axis=1) | ~block.any(axis=1))
+                if len(odd):
+                    document = pending[odd[0]]
+                    raise CorpusError(
+                        f"{document.place or f'document {document.id!r}'}: the model gave a vector with NaN or without direction; try --dtype float32"
+                    )
                 part.append([pending.popleft() for _ in range(len(block))], block)
                 rows += len(block)
         except EmbellError as error:

@@ -45,6 +45,12 @@ def base_of(directory: Path) -> str | None:
     return base
 
 
+def base_revision(directory: Path) -> str | None:
+    """The revision of the base model that an adapter directory names; None if it names none."""
+    found = read_json(directory / CONFIG).get("revision")
+    return found if isinstance(found, str) and found else None
+
+
 class Adapter:
     """An adapter that is at work inside a model."""
 
@@ -113,8 +119,8 @@ class Adapter:
         """Add the adapter to the weights of the base model and take it out."""
         self._tuner.merge_and_unload()
 
-    def save(self, model: nn.Module, directory: Path, base: str) -> None:
-        """Write the adapter alone, with the name of its base model.
+    def save(self, model: nn.Module, directory: Path, base: str, revision: str | None) -> None:
+        """Write the adapter alone, with the name of its base model and the revision of that.
 
         Raises EncoderError if the directory holds a whole model.
         """
@@ -126,7 +132,7 @@ class Adapter:
 
         weights: dict[str, Any] = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
         save_file({_PREFIX + name: tensor.contiguous() for name, tensor in weights.items()}, directory / WEIGHTS)
-        self._config.base_model_name_or_path = base
+        self._config.base_model_name_or_path, self._config.revision = base, revision
         self._config.save_pretrained(str(directory))
 
 
@@ -147,7 +153,7 @@ def _short(name: str, expected: dict[str, Any]) -> str:
 
 def _layer(name: str) -> int:
     """The number of the layer that a key belongs to, -1 if to none."""
-    found = re.search(r"\.?(?:layers|h|blocks)\.(\d+)\.", name)
+    found = re.search(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.", name)
     return int(found[1]) if found else -1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -161,6 +162,35 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     if not tokenizer.is_fast:
         raise EncoderError(f"{directory}: embell needs a fast tokenizer (tokenizer.json)")
     return tokenizer
+
+
+def own_code(directory: Path) -> str:
+    """The class that a model directory brings code of its own for, "" if there is none: transformers takes its own of that type instead."""
+    for name, auto in (("config.json", "AutoModel"), ("tokenizer_config.json", "AutoTokenizer")):
+        try:
+            said = json.loads((directory / name).read_bytes())
+            code = said["auto_map"][auto]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        code = next((one for one in code if one), "") if isinstance(code, list) else code
+        if code:
+            return str(code)
+    return ""
+
+
+def keep_normalizer(directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """See that a saved tokenizer folds text as it does now.
+
+    Classes of transformers that make their own normalizer do so again when they are loaded, whatever their file says; the plain class does not.
+    """
+
+    def normalizer(one: Any) -> Any:
+        return json.loads(one.backend_tokenizer.to_str())["normalizer"]
+
+    if normalizer(load_tokenizer(directory)) != normalizer(tokenizer):
+        path = directory / "tokenizer_config.json"
+        said = json.loads(path.read_bytes())
+        path.write_text(json.dumps({**said, "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2, ensure_ascii=False))
 
 
 def has_tokenizer(directory: Path) -> bool:

@@ -179,18 +179,23 @@ def forward(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, 
     return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options)
 
 
+_SEES_PADDING = (0.1, 1e-3)
+"""What states of real tokens may be off beside padding, as a share of their length: in half precision, and in float32."""
+
+
 @torch.no_grad()
 def looks_ahead(model: nn.Module) -> list[bool]:
     """For each layer of a model as it is, whether its output at a token depends on later tokens through that layer.
 
     Only the first layer that looks ahead can be told for certain: after it all states depend on later tokens.
 
-    Raises EncoderError if the layers look in another direction with padding than without.
+    Raises EncoderError if the layers look in another direction with padding than without, or compute something else.
     """
     first, second = _differing(model)
     device, last = next(model.parameters()).device, first.shape[1] - 2
     pad = getattr(_text_config(model), "pad_token_id", None) or 0
     found = []
+    ends: list[Tensor] = []
     for padding in (0, 2):
         states = []
         for pair in ((first, second), (second, first)):  # see `probe`
@@ -199,9 +204,15 @@ def looks_ahead(model: nn.Module) -> list[bool]:
             with _evaluating(model):
                 output = model(input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True)
             states.append([hidden[0, last] for hidden in output.hidden_states[1:]])
+        ends.append(output.hidden_states[-1][0, : last + 2].float())
         found.append([not torch.equal(one, other) for one, other in zip(*states, strict=True)])
     if found[0] != found[1]:
         raise EncoderError("probe failed: this model looks in one direction with padding and in another without")
+    off = float((ends[1] - ends[0]).norm() / ends[0].norm().clamp(min=1e-9))
+    if off > _SEES_PADDING[next(model.parameters()).dtype == torch.float32]:
+        raise EncoderError(
+            f"padding changes what this {getattr(model.config, 'model_type', '')} model computes: the vector of a text would depend on its neighbours"
+        )
     return found[0]
 
 

@@ -216,7 +216,7 @@ class Encoder:
         network, tokenizer = self._loaded.reference.network(), self._loaded.reference.tokenizer()
         with backbone.quietly():
             if self._loaded.adapter is not None:
-                self._loaded.adapter.save(network, target, self.spec.backbone)
+                self._loaded.adapter.save(network, target, self.spec.backbone, self.spec.revision)
             elif (target / "adapter_config.json").is_file():
                 raise EncoderError(f"{target}: holds an adapter, which the model would be mixed up with; save to a new directory")
             else:
@@ -225,6 +225,7 @@ class Encoder:
             tokenizer.save_pretrained(target)
         if hasattr(tokenizer, "backend_tokenizer"):
             tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"), pretty=False)  # half the size
+            backbone.keep_normalizer(target, tokenizer)
         head.save(self.head, target)
         self._loaded.settings.write(target)
         sentence_format.write(target)

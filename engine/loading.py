@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from embell.engine import backbone, source, static
-from embell.engine.adapter import WEIGHTS, Adapter, deciding
+from embell.engine.adapter import WEIGHTS, Adapter, base_revision, deciding
 from embell.engine.direction import check_both_ways, check_start, direct, looks_both_ways
 from embell.engine.fast_files import FastNetwork, probe, read_network
 from embell.engine.fast_llama import FastLlama
@@ -98,6 +98,11 @@ def load_model(
     found = source.read(places.model)
     if places.adapter is not None:
         found = source.with_adapter(found, places.adapter, preset, set(given))
+    own_code = backbone.own_code(found.network)
+    if own_code and found.recorded:
+        raise EncoderError(
+            f"{places.model}: comes with code of its own ({own_code}), which is never run, and with transformers' code its vectors would be others"
+        )
     named = {} if preset is None else find_preset(preset, bool(given.get("token_prepending")))
     asked: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in {**named, **given}.items()
@@ -111,6 +116,8 @@ def load_model(
     else:
         loaded = _transformer(found, settings, asked, places, merge_adapter, target, others, pick_dtype(dtype, target))
     notes = [*found.notes, *loaded.notes]
+    if own_code:
+        notes.append(f"the model comes with code of its own ({own_code}), which is not run: transformers' own of that name is")
     if not found.recorded and not {"start_layer", "pooling"} <= set(asked):
         notes.append(
             "nothing in the model's files says how to encode with it: assumed "
@@ -157,13 +164,14 @@ def _find(names: ModelNames) -> _Places:
         return _Places(names, directory, adapter)
     if names.adapter is not None:
         raise EncoderError(f"{directory}: an adapter itself; give its base model as the model")
+    revision = None if Path(base).is_dir() else base_revision(directory)
     try:
-        found = backbone.find(base, None)
+        found = backbone.find(base, revision)
     except EncoderError as error:
         raise EncoderError(
             f"{directory}: an adapter over {base}, which is not at hand ({error}); give the base as the model and this as the adapter"
         ) from error
-    return _Places(ModelNames(base, None, names.model, names.revision), found, directory)
+    return _Places(ModelNames(base, revision, names.model, names.revision), found, directory)
 
 
 def _spec(settings: ModelSettings, **known: Any) -> EncoderSpec:

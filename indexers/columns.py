@@ -47,6 +47,8 @@ def plain(value: Any) -> Any:
         return value if -(2**63) <= value < 2**63 else str(value)
     if isinstance(value, decimal.Decimal):
         return float(value)
+    if isinstance(value, (datetime.time, datetime.timedelta)):
+        return str(value)
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a NumPy scalar
         return plain(value.item())
     if isinstance(value, (list, tuple)):

@@ -156,8 +156,9 @@ def _lines(stream: BinaryIO, delimiter: str) -> Iterator[_Line]:
             return
         except csv.Error as error:
             fault = f"cells cannot be told apart ({error}); put quotes around the cell and double those in it; {FIX}"
-        if width and (fault or len(cells) != width):
-            # Many writers of TSV know no quoting: there, a cell that begins with a quote stands as it is.
+        rows = len(source.row) > 1 and all(row.count(delimiter) == width - 1 for row in source.row)
+        if width and (fault or len(cells) != width or (rows and delimiter == "\t")):
+            # Many writers of TSV know no quoting: there, a cell that begins with a quote stands as it is, and lines that are rows are not joined.
             literal = source.row[0].rstrip("\r\n").split("\t") if delimiter == "\t" else []
             if len(literal) == width:
                 source.keep_first()

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from embell import Encoder, EncoderError
-from embell.engine import bellm
+from embell.engine import backbone, bellm
 from tiny_models import tiny_encoder_directory
+from training_parts import bert_directory
 
 TEXTS = ["A cat.", "The river rose over night and took the old bridge with it.", "é 漢字 🙂"]
 BELLM = 'The representative word for sentence {text} is:"'
@@ -144,6 +146,36 @@ def test_fewer_layers_take_the_part_of_the_adapter_that_belongs_to_them(
     states = bellm.forward(full.network, ids, None, output_hidden_states=True).hidden_states[3]
     vector = full.network.norm(states)[0].mean(dim=0)  # type: ignore[operator]
     np.testing.assert_allclose(kept.encode(TEXTS[1])[0], (vector / vector.norm()).detach().numpy(), atol=1e-5)
+
+
+def test_the_revision_of_the_base_is_kept(
+    bases: dict[str, Path], adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    find = backbone.find
+
+    def hub(name: Any, revision: str | None) -> Path:
+        asked.append((name, revision))
+        return find(bases["llama"] if name == "owner/base" else name, None)
+
+    monkeypatch.setattr(backbone, "find", hub)  # there is no hub here
+    Encoder.load("owner/base", revision="abc", adapter=adapters["llama"]).save(tmp_path / "saved")
+    said = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
+    assert (said["base_model_name_or_path"], said["revision"]) == ("owner/base", "abc")
+    asked.clear()
+    assert Encoder.load(tmp_path / "saved").spec.revision == "abc"
+    assert ("owner/base", "abc") in asked
+
+
+def test_an_adapter_over_the_first_layers_of_bert(tmp_path: Path) -> None:
+    base = bert_directory(tmp_path / "bert")
+    config = LoraConfig(r=2, target_modules=["query", "value"], init_lora_weights=False)
+    get_peft_model(AutoModel.from_pretrained(base, dtype=torch.float32), config).save_pretrained(tmp_path / "adapter")
+    whole = Encoder.load(base, adapter=tmp_path / "adapter", dtype="float32")
+    first = Encoder.load(base, adapter=tmp_path / "adapter", layers=1, dtype="float32")
+    ids = torch.tensor([whole.tokenizer(TEXTS[1])["input_ids"]])
+    vector = whole.network(ids, output_hidden_states=True).hidden_states[1][0].mean(dim=0)
+    np.testing.assert_allclose(first.encode(TEXTS[1])[0], (vector / vector.norm()).detach().numpy(), atol=1e-5)
 
 
 def changed(adapter: Path, target: Path, change: str) -> tuple[Path, str]:

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from embell.document import Document
 from embell.errors import CorpusError, UsageError
 from embell.indexers import corpora, csv_rows
+from embell.indexers.columns import plain
 from embell.indexers.corpora import CorpusOptions, CorpusReport, Row, read_corpus, read_rows, to_document
 
 
@@ -497,6 +498,18 @@ def test_stray_quotes_in_tsv() -> None:
     assert [(row["text"], row["n"]) for row in fields("a.tsv")] == list(zip(texts, range(1, 7), strict=True))
     rows = read_rows(["a.tsv"], CorpusOptions(), CorpusReport())
     assert [row.place for row in rows] == [f"a.tsv:{line}" for line in (2, 3, 4, 5, 6, 8)]
+
+
+def test_quotes_that_would_join_rows_of_tsv_join_none() -> None:
+    """The quote that row 1 opens ends a cell of row 3: read with quoting, both are one row of the right width."""
+    put("a.tsv", 'id\ttext\n5\t"I don\'t know.\n6\tNobody does.\n7\tMaybe tomorrow."\n8\tend\n')
+    found = [(row["id"], row["text"]) for row in fields("a.tsv")]
+    assert found == [("5", "\"I don't know."), ("6", "Nobody does."), ("7", 'Maybe tomorrow."'), ("8", "end")]
+
+
+def test_times_of_day_are_their_own_text() -> None:
+    assert plain(datetime.time(12, 30)) == "12:30:00"
+    assert plain(datetime.timedelta(minutes=90)) == "1:30:00"
 
 
 def test_long_cells() -> None:

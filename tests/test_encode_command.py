@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from conftest import Ran
 from embell import Encoder, EncoderSpec
@@ -317,6 +320,18 @@ def test_a_finished_output_stays_as_it_is_while_a_longer_one_is_made(
     assert (tmp_path / "as-it-was.npy").read_bytes() == before
 
 
+def test_a_model_that_gives_nan_is_told_with_the_row(tmp_path: Path, model: Path) -> None:
+    broken = Path(shutil.copytree(model, tmp_path / "broken"))
+    weights = load_file(broken / "model.safetensors")
+    name = next(name for name in weights if name.endswith("embed_tokens.weight"))
+    one, two = (set(ids) for ids in AutoTokenizer.from_pretrained(model)(["one", "two"])["input_ids"])
+    weights[name][min(two - one)] = float("nan")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    (tmp_path / "rows.jsonl").write_text('{"id": "1", "text": "one"}\n{"id": "2", "text": "two"}\n')
+    fails(invoke(tmp_path, broken, "v.npy"), 1, "rows.jsonl:2: the model gave a vector with NaN", "--dtype float32")
+    assert not (tmp_path / "v.npy").exists()
+
+
 def test_what_cannot_be_done_is_refused_at_once(embell: Run, tmp_path: Path, model: Path) -> None:
     write(tmp_path / "rows.jsonl", l1='{"id": 1}')
     embell(*arguments(tmp_path, model, "v.csv")).fails(2, "v.csv", ".npy, .parquet, .arrow or .feather")
@@ -327,6 +342,8 @@ def test_what_cannot_be_done_is_refused_at_once(embell: Run, tmp_path: Path, mod
     (tmp_path / "folder").mkdir()
     inside = ["encode", str(tmp_path / "folder"), "--output", str(tmp_path / "folder" / "v.parquet")]
     fails(CliRunner().invoke(cli, inside), 2, "v.parquet: lies in")
+    inside[-1] = str(tmp_path / "v.npy")
+    fails(CliRunner().invoke(cli, [*inside, "--ids", str(tmp_path / "folder" / "ids.txt")]), 2, "ids.txt: lies in")
     (tmp_path / "folder").rmdir()
     (tmp_path / "mine.npy.part").mkdir()
     (tmp_path / "mine.npy.part" / "letter.txt").write_text("dear")

@@ -52,6 +52,20 @@ def test_code_that_a_model_brings_is_never_run_whatever_stands_on_stdin(copy: Pa
     assert not ran.exists()
 
 
+def test_code_of_its_own_for_a_known_type_is_told_or_refused(copy: Path) -> None:
+    """Transformers takes its own class for a type that it knows, without a word: of an embedding model that means other vectors."""
+    change(copy / "config.json", auto_map={"AutoModel": "modeling_mine.MineModel"})
+    assert any("modeling_mine.MineModel), which is not run" in note for note in Encoder.load(copy).notes)
+    (copy / "modules.json").write_text(
+        json.dumps([{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+                    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}])
+    )  # fmt: skip
+    (copy / "1_Pooling").mkdir()
+    (copy / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 32, "pooling_mode_mean_tokens": true}')
+    with pytest.raises(EncoderError, match=r"code of its own \(modeling_mine\.MineModel\), which is never run"):
+        Encoder.load(copy)
+
+
 # --- a model and an adapter in one place
 
 

@@ -11,8 +11,10 @@ from transformers import (
     AutoModel,
     BltConfig,
     CLIPVisionConfig,
+    ConvBertConfig,
     FalconConfig,
     FalconH1Config,
+    FNetConfig,
     JambaConfig,
     LlamaConfig,
     LlavaConfig,
@@ -51,6 +53,18 @@ def other_model(config: PreTrainedConfig, attention: str = "eager") -> PreTraine
         model: PreTrainedModel = AutoModel.from_config(config, attn_implementation=attention)
     model.eval()
     return model
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        FNetConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=2, intermediate_size=64),
+        ConvBertConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, embedding_size=HIDDEN),
+    ],
+)  # fmt: skip
+def test_a_model_that_sees_padding_is_refused(config: PreTrainedConfig) -> None:
+    with pytest.raises(EncoderError, match="padding changes what this"):
+        bellm.looks_ahead(other_model(config))
 
 
 def assert_untouched(model: nn.Module) -> None:

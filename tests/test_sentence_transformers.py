@@ -13,6 +13,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dropout, Normalize
 from torch import nn
+from transformers import BertTokenizer
 
 from embell import Encoder, EncoderError
 from sentence_models import HIDDEN, KINDS, MINILM, POSITIONS, dense, layer_norm, plain_directory, qwen3, save
@@ -198,6 +199,21 @@ def test_text_is_lower_cased_if_the_model_says_so(plain: dict[str, Path], tmp_pa
     encoder = assert_same(tmp_path, theirs, ["A RIVER in Łódź", "a river in łódź"])
     one, two = encoder.encode(["A RIVER", "a river"])
     np.testing.assert_array_equal(one, two)
+
+
+def test_lower_case_is_saved_whatever_the_class_of_the_tokenizer(plain: dict[str, Path], tmp_path: Path) -> None:
+    save(tmp_path / "model", plain["bert"])
+    words = {
+        word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "river", "River", "a", "A"])
+    }
+    BertTokenizer(vocab=words, do_lower_case=False).save_pretrained(tmp_path / "model")  # makes its own normalizer at each start
+    options(do_lower_case=True)(tmp_path / "model")
+    encoder = Encoder.load(tmp_path / "model", dtype="float32")
+    texts = ["A River", "a river", "RIVER"]
+    expected = encoder.encode(texts)
+    np.testing.assert_array_equal(expected[0], expected[1])
+    encoder.save(tmp_path / "saved")
+    np.testing.assert_allclose(Encoder.load(tmp_path / "saved", dtype="float32").encode(texts), expected, atol=1e-6)
 
 
 def test_a_model_cut_to_fewer_components(plain: dict[str, Path], tmp_path: Path) -> None:
