@@ -104,6 +104,7 @@ def collection_duplicates(
     if saved is not None:
         reason = saved.pairs.lacks(thresholds, keep)
     again = saved is not None and not reason and len(saved.keys) == len(index)
+    again = again and (keep == "first" or saved is None or not _copies_differ(index, saved.pairs))
     read = _Read.of(collection, index, fields, texts=not again or keep in ("longest", "shortest"))
     rows = Rows(read.ids, read.lengths, read.values)
     if group_by is not None:
@@ -115,7 +116,7 @@ def collection_duplicates(
     if saved is not None and again:
         return judge(saved.pairs, rows, thresholds, keep, rule)
     if saved is not None and len(saved.keys) == len(index) and not saved.pairs.lacks(thresholds, saved.pairs.keep):
-        # Of capped rows the links for another policy are not listed; the list itself stays as it is.
+        # The list itself stays as it is, for another policy lacks links of capped rows and those of other copies.
         return judge(_searched(collection, read, thresholds, keep, None, progress), rows, thresholds, keep, rule)
     known = saved.pairs if saved is not None and not reason else None
     if reason and on_note is not None:
@@ -130,9 +131,16 @@ def collection_duplicates(
         with writer_lock(collection.path):
             SavedPairs(read.keys, read.marks, found).write(collection.path)
         forget(folder)
-    if found.lacks(thresholds, keep):  # capped rows were linked to the first ones, not to those that are preferred here
+    # Capped rows were linked to the first ones, and the vectors compared are the first copies', not those that are preferred here.
+    if found.lacks(thresholds, keep) or (keep != "first" and _copies_differ(index, found)):
         found = _searched(collection, read, thresholds, keep, None, progress)
     return judge(found, rows, thresholds, keep, rule)
+
+
+def _copies_differ(index: ExactIndex, found: PairList) -> bool:
+    """Whether texts that are equal but for case and spacing have different vectors."""
+    copies = np.flatnonzero(found.original != np.arange(len(found.original)))
+    return not np.array_equal(index.stored(copies), index.stored(found.original[copies]))
 
 
 def _searched(

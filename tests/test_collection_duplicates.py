@@ -494,6 +494,25 @@ def test_nothing_leaks_from_or_to_an_empty_collection(tmp_path: Path) -> None:
     assert one.leaks(one, **THRESHOLD).kept == []
 
 
+@pytest.mark.parametrize("keep", ["first", "last", "year:min", "year:max"])
+def test_copies_whose_vectors_differ_are_compared_as_they_are_kept(tmp_path: Path, keep: str) -> None:
+    """A model that sees case gives copies different vectors: those of the copy that is kept count."""
+    far, near = np.zeros((2, DIM), np.float32)
+    far[0], near[:2] = 1, [0.6, 0.8]
+    other = np.zeros(DIM, np.float32)
+    other[:2] = [0.55, 0.835]
+    collection = Collection.create(tmp_path / "c", None, dim=DIM)
+    collection.add(
+        [Document("a", "NEW TAX LAW", {"year": 1}, far), Document("b", "Something else", {"year": 2}, other),
+         Document("c", "new tax law", {"year": 3}, near)]
+    )  # fmt: skip
+    for _ in range(2):  # then from the pairs that are kept
+        found = collection.duplicates(0.95, kinds=["exact", "semantic"], keep=keep)
+        first = keep in ("first", "year:min")
+        assert set(found.kept) == ({"a", "b"} if first else {"c"}), keep
+        assert {row.id: row.kept_id for row in found.dropped} == ({"c": "a"} if first else {"a": "c", "b": "c"})
+
+
 def test_leaks_between_encoders_that_differ_in_what_does_not_matter(tmp_path: Path) -> None:
     texts = {"a": "The cat sleeps on the sofa.", "b": "Shares fell on Monday."}
     made = []
