@@ -116,7 +116,7 @@ def test_similar_info_and_delete(inside: Run, collection: Path, tmp_path: Path) 
     assert {hit["metadata"]["topic"] for hit in hits} <= {"food", "cats"}
     assert all(hit["id"] != "food-1" for hit in hits)
     (facts,) = inside("info", own, "--json").lines
-    assert (facts["documents"], facts["dim"], facts["index"], facts["recall"]) == (12, 384, "exact", 1.0)
+    assert (facts["documents"], facts["dim"], facts["index"], facts["recall"]) == (12, 320, "exact", 1.0)
     assert facts["columns"] == {"topic": "string", "year": "int64"}
     assert facts["encoder"]["start_layer"] == 1
     assert "look both ways" in inside("info", own).out
@@ -208,7 +208,7 @@ def test_encode_writes_unit_rows_and_their_ids(inside: Run, corpus: Path, tmp_pa
     assert done.lines[0]["documents"] == 12
     vectors = np.load(tmp_path / "v.npy")
     assert vectors.dtype == np.float32
-    assert vectors.shape == (12, 384)
+    assert vectors.shape == (12, 320)
     assert (tmp_path / "v.ids").read_text().splitlines() == [row["id"] for row in topic_rows()]
     assert (vectors * mini.encode([row["text"] for row in topic_rows()])).sum(axis=1).min() > 0.999
     target = tmp_path / "own.embell"

@@ -242,7 +242,7 @@ def test_the_embedded_model_is_small_and_bidirectional() -> None:
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl")]
     encoder = Encoder.load()
     assert sum(parameter.numel() for parameter in encoder.network.parameters()) <= 20_000_000
-    assert (encoder.spec.start_layer, encoder.spec.layers, encoder.dim, encoder.spec.pooling) == (1, 2, 384, "mean")
+    assert (encoder.spec.start_layer, encoder.spec.layers, encoder.dim, encoder.spec.pooling) == (1, 2, 320, "mean")
     assert json.loads((EMBEDDED_MODEL / "config.json").read_text())["model_type"] == "llama"
 
 

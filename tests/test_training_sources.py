@@ -6,6 +6,7 @@ import json
 import lzma
 import random
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_pieces_change_no_other_text(data: Path) -> None:
     assert all(any(piece in text for text in known) for piece in added)
 
 
-def test_further_texts_are_new_but_for_those_that_come_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_mix_has_each_text_once_but_for_what_is_no_running_text(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (running,) = sources.select(["text/factbook.jsonl"])
     (captions,) = sources.select(["pairs/snli-dev.tsv.xz"])
     (data / "pairs").mkdir(exist_ok=True)
@@ -86,19 +87,17 @@ def test_further_texts_are_new_but_for_those_that_come_again(data: Path, monkeyp
         file.write("premise\thypothesis\n")
         file.writelines(f"A {one} is near the {other}.\tThe {other} is red.\n" for one in NOUNS for other in NOUNS[:5])
     monkeypatch.setattr(sources, "SHIPPABLE", (replace(running, texts=60), captions))
-    monkeypatch.setattr(sources, "_AGAIN", 5)
-    first, _ = sources.collect(data, sources.SHIPPABLE, 1.0, 0)
-    groups, counts = sources.further(data, 1.0, 0)
+    groups, counts = sources.whole_mix(data, 1.0, 0)
     assert sum(map(len, groups)) == sum(counts.values())
-    known = {sources.fingerprint(text) for group in first for text in group}
-    marks = [sources.fingerprint(text) for group in groups for text in group]
-    assert not set(marks) & sources.held_out(data)
-    old = [text for group in groups if set(map(sources.fingerprint, group)) <= known for text in group]
-    assert 0 < len(old) == counts["again"]
-    new = [text for group in groups if not known.intersection(map(sources.fingerprint, group)) for text in group]
-    assert len(old) + len(new) == len(marks)  # no group holds both
-    assert len(set(map(sources.fingerprint, new))) == len(new) > counts["edits"] > 0
-    assert sources.further(data, 1.0, 0) == (groups, counts)
+    times = Counter(sources.fingerprint(text) for group in groups for text in group)
+    assert not set(times) & sources.held_out(data)
+    assert set(times.values()) == {1, 2}
+    assert sum(count == 2 for count in times.values()) == counts["again"] == counts[captions.path]
+    assert sum(count == 1 for count in times.values()) == counts[running.path] + counts["edits"]
+    once, _ = sources.collect(data, [replace(running, texts=60)], 1.0, 0)
+    assert counts[running.path] > 2 * sum(map(len, once))
+    assert 0 < counts["edits"] < counts[running.path]
+    assert sources.whole_mix(data, 1.0, 0) == (groups, counts)
 
 
 def test_edits_are_few_and_the_same_for_the_same_text() -> None:

@@ -297,31 +297,36 @@ def collect(
     return found, counts
 
 
-_EDITED, _EDITS = 0.35, 2
-"""Share of the groups of further texts that get edits of their sentences, and how many at most."""
-_AGAIN = 15_000
-"""Groups of the first texts that come again among the further ones."""
+_EDITED, _EDITS = 0.25, 2
+"""Share of the groups of a whole mix that get edits of their sentences, and how many at most."""
 _SAMPLE = 300_000
 """Sentences, at most, that are looked through for words that stand in the same places."""
 
 
-def further(data: Path, scale: float, seed: int) -> tuple[list[list[str]], dict[str, int]]:
-    """Groups for a second training, after one on those of `collect` with all sources and the same numbers.
+def whole_mix(data: Path, scale: float, seed: int) -> tuple[list[list[str]], dict[str, int]]:
+    """Groups of `collect` with all sources, as many again of what they have left, and more of running text.
 
-    What the sources have left, at most as much again, then running text again and again, other sentences of it each time; every text is new. A third of the groups get
-    edits of their sentences, "edits" among the counts. Half of SNLI's groups, and some others of the first ones, come "again".
+    Running text is drawn three times more, other sentences of it each time; every text is new. A quarter of the groups get edits of their
+    sentences, "edits" among the counts. The groups of all other sources come twice, "again" among the counts: they are few
+    beside an encyclopedia, and of more kinds.
     """
     seen = held_out(data)
-    first, _ = collect(data, SHIPPABLE, scale, seed, seen)
     running = [source for source in SHIPPABLE if source.path.startswith("text/")]
+    others = [source for source in SHIPPABLE if source not in running]
     found: list[list[str]] = []
+    again: list[list[str]] = []
     counts: dict[str, int] = defaultdict(int)
-    for sources, times, draw in ((SHIPPABLE, 1.0, seed), *((running, 1.5, seed + number) for number in (1, 2, 3))):
-        groups, drawn = collect(data, sources, times * scale, draw, seen)
+    draws = [(part, 1.0, seed) for _ in range(2) for part in (running, others)]
+    for part, times, draw in (*draws, *((running, 1.5, seed + number) for number in (1, 2, 3))):
+        groups, drawn = collect(data, part, times * scale, draw, seen)
         found += groups
+        if part is others:
+            again += groups
         for path, count in drawn.items():
             counts[path] += count
-    rng = random.Random(f"{seed} further")
+    counts["again"] = sum(map(len, again))
+    again = [list(group) for group in again]
+    rng = random.Random(f"{seed} edits")
     short = [text for group in found for text in group if len(text) <= 240]
     exchanged = exchangeable(rng.sample(short, min(_SAMPLE, len(short))))
     for group in found:
@@ -329,9 +334,6 @@ def further(data: Path, scale: float, seed: int) -> tuple[list[list[str]], dict[
             made = list(_unseen(edited(group, _EDITS, exchanged, short), seen))
             group += made
             counts["edits"] += len(made)
-    captions, _ = collect(data, [source for source in SHIPPABLE if "snli" in source.path], scale, seed)
-    again = rng.sample(captions, len(captions) // 2) + rng.sample(first, min(int(_AGAIN * scale), len(first)))
-    counts["again"] = sum(map(len, again))
     found += again
     rng.shuffle(found)
     return found, dict(counts)
