@@ -6,6 +6,7 @@ int8 products with int32 sums are exact, and several times as fast as float32 wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -72,24 +73,28 @@ class Codes:
     loose: Array
 
     @classmethod
-    def of(cls, rows: Array, out: Array | None = None) -> Codes:
+    def of(cls, rows: Array, out: Array | None = None, vectors: Callable[[Array], Array] | None = None) -> Codes:
         """Code float16 rows `(n, dim)`, a block at a time; `out`, int8 `(n, dim)`, takes the codes if it is given.
+
+        `vectors` makes of some rows what is coded, float32 vectors of length 1 or little more; without it, they are renormalised.
 
         Rows are turned, so that no component is much larger than others. Components are taken from the rows' mean, since what
         all rows share would cost range, and cut at the largest of a sample; a row that loses much by this is loose.
         """
-        sample = turned(renormalise(rows[:: max(1, len(rows) // SAMPLE)]))
+        vectors = renormalise if vectors is None else vectors
+        sample = turned(vectors(rows[:: max(1, len(rows) // SAMPLE)]))
+        width = sample.shape[1]
         centre = sample.mean(axis=0)
         largest = float(np.abs(sample - centre).max(initial=0))
         while True:
             scale = max(largest, 1e-9) / 127
-            limit = 1.2 * float(np.sqrt(rows.shape[1] / 12)) * scale  # rounding alone loses a root of dim / 12 steps
-            codes = np.empty(rows.shape, np.int8) if out is None else out
+            limit = 1.2 * float(np.sqrt(width / 12)) * scale  # rounding alone loses a root of dim / 12 steps
+            codes = np.empty((len(rows), width), np.int8) if out is None else out
             residual = length = 0.0
             reaches = np.empty(len(rows), np.float32)
             loose: list[Array] = [np.empty(0, np.int64)]
             for begin in range(0, len(rows), _BLOCK):
-                left = turned(renormalise(rows[begin : begin + _BLOCK])) - centre
+                left = turned(vectors(rows[begin : begin + _BLOCK])) - centre
                 reach = reaches[begin : begin + _BLOCK] = np.abs(left).max(axis=1)
                 code = np.rint(left * np.float32(1 / scale)).clip(-127, 127)
                 left -= code * np.float32(scale)
@@ -153,15 +158,15 @@ def turned(rows: Array) -> Array:
     return found
 
 
-def renormalise(rows: Array, out: Array | None = None, room: Array | None = None) -> Array:
-    """Stored rows as the vectors that they stand for: float32, of length 1; in `out`, with `room` to work in, where those are given."""
+def renormalise(rows: Array, out: Array | None = None) -> Array:
+    """Stored rows as the vectors that they stand for: float32, of length 1; in `out`, where that is given."""
     found: Array = np.empty(rows.shape, np.float32) if out is None else out
     if rows.dtype == np.float16:  # NumPy's own conversion is ten times as slow
         torch.from_numpy(found).copy_(torch.from_numpy(np.ascontiguousarray(rows)))
     else:
         found[:] = rows
-    squares = np.multiply(found, found, out=room)
-    return np.divide(found, np.sqrt(np.add.reduce(squares, axis=1, keepdims=True)), out=found)
+    found /= np.sqrt(np.vecdot(found, found))[:, None]
+    return found
 
 
 def _lengths(rows: Array) -> Array:

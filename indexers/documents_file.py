@@ -81,10 +81,13 @@ class DocumentsFile:
             return None
         try:
             table = self._asked()
-            parts = table.select(table.parse_sql_expr(f"({where}) IS TRUE")).collect_partitioned()
+            parts = table.select(table.parse_sql_expr(f"({where})")).collect_partitioned()
         except Exception:  # DataFusion raises nothing more particular; LanceDB says what is wrong, or knows better
             return None
-        found: Array = np.concatenate([_bools(batch.column(0)) for part in parts for batch in part])
+        columns = [batch.column(0) for part in parts for batch in part]
+        if any(column.type != pa.bool_() for column in columns):
+            return None
+        found: Array = np.concatenate([_fits(column) for column in columns])
         return found if self._row is None else found[self._row]
 
     def _asked(self) -> Any:
@@ -105,10 +108,13 @@ class DocumentsFile:
         return self._table
 
 
-def _bools(column: pa.BooleanArray) -> Array:
-    """A column without nulls as NumPy has it: Arrow's own way is several times as slow."""
-    bits = np.frombuffer(column.buffers()[1], np.uint8)
-    found: Array = np.unpackbits(bits, bitorder="little")[column.offset : column.offset + len(column)].view(bool)
+def _fits(column: pa.BooleanArray) -> Array:
+    """Where a column is true, and not unknown, as NumPy has it: Arrow's own way is several times as slow."""
+    known, true = (None if buffer is None else np.frombuffer(buffer, np.uint8) for buffer in column.buffers())
+    assert true is not None  # there are values, if only unknown ones
+    if known is not None:
+        true = true[: len(known)] & known[: len(true)]
+    found: Array = np.unpackbits(true, bitorder="little")[column.offset : column.offset + len(column)].view(bool)
     return found
 
 

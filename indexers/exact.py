@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from embell.indexers.codes import Codes, int8_products, renormalise
+from embell.indexers.cut_rows import CutRows, sketch_for
 from embell.indexers.shortlist import GROUP, LOWEST, Block, Shortlist, maxima, ranks
 from embell.indexers.vector_index import Array
 from embell.indexers.workers import each_on_a_core
@@ -40,12 +41,15 @@ _MERGED = 8
 """Candidates of a query after which the k-th best so far is looked for anew, on the average."""
 _GATHERED_SHARE, _GATHERED_QUERIES = 0.4, 32
 """Rows that a filter lets through are copied together where they are at most this share, or there are this many queries at least."""
-_SCORED = 256
+_SCORED = 640
 """Pairs that are scored at a time: they stay in the cache, and few steps of Python are left for the cores to wait for each other in."""
 _SHARED = 1024
 """Pairs from which on every core scores a share of them."""
 FEW = 32
 """Partners that come with a row that has too many of them."""
+_CUT_QUERIES, _CUT_PAIRS = 2048, 2**28
+"""Queries, and pairs of one and a row, from which on cutting the rows first is worth its time."""
+_CUT_SAMPLE = 8192
 
 
 @dataclass
@@ -64,6 +68,7 @@ class ExactIndex:
         self.dim = dim
         self._segments: list[_Segment] = []
         self._int8 = int8_products()
+        self._cut: tuple[float, CutRows | None] | None = None  # for this threshold
 
     def __len__(self) -> int:
         return sum(len(segment.keys) for segment in self._segments)
@@ -72,6 +77,7 @@ class ExactIndex:
         """Add float16 rows `(n, dim)`, made from rows of length 1, under ascending keys."""
         if len(keys):
             self._segments.append(_Segment(np.asarray(keys, np.int64), rows))
+            self._cut = None
 
     @property
     def keys(self) -> Array:
@@ -93,6 +99,7 @@ class ExactIndex:
         def answer(begin: int) -> tuple[Array, Array, Array]:
             return self._best(queries[begin : begin + size], k, allowed)
 
+        self._code()
         size = self._together(len(queries))
         for begin, (asked, found, positions) in each_on_a_core(answer, range(0, len(queries), size)):
             place = begin + asked, ranks(asked)
@@ -106,8 +113,9 @@ class ExactIndex:
         queries = np.ascontiguousarray(queries, np.float32)
 
         def answer(begin: int) -> tuple[Array, Array, Array]:
-            return self._within(queries[begin : begin + size], threshold, allowed, None)[:3]
+            return self._within(queries[begin : begin + size], threshold, allowed, None, cut)[:3]
 
+        cut = self._cut_for(len(queries), threshold)
         size = self._together(len(queries))
         for begin, (asked, scores, positions) in each_on_a_core(answer, range(0, len(queries), size)):
             order = np.lexsort((positions, -scores, asked))
@@ -124,10 +132,10 @@ class ExactIndex:
 
         def partners(start: int) -> tuple[Array, Array, Array, Array]:
             positions = np.arange(start, min(start + QUERIES, len(self)))
-            asked, scores, others, crowded = self._within(self.vectors(positions), threshold, None, start, most)
+            asked, scores, others, crowded = self._within(self.vectors(positions), threshold, None, start, cut, most)
             return positions[asked], others, scores, positions[crowded]
 
-        self._code()
+        cut = self._cut_for(len(self) - begin, threshold)
         yield from (found for _, found in each_on_a_core(partners, range(begin, len(self), QUERIES)))
 
     def partners(
@@ -140,10 +148,11 @@ class ExactIndex:
         queries = np.ascontiguousarray(queries, np.float32)
 
         def answer(start: int) -> tuple[Array, Array, Array, Array]:
-            asked, scores, positions, crowded = self._within(queries[start : start + QUERIES], threshold, allowed, None, most)
+            some = queries[start : start + QUERIES]
+            asked, scores, positions, crowded = self._within(some, threshold, allowed, None, cut, most)
             return start + asked, positions, scores, start + crowded
 
-        self._code()
+        cut = self._cut_for(len(queries), threshold)
         yield from (found for _, found in each_on_a_core(answer, range(0, len(queries), QUERIES)))
 
     def vectors(self, positions: Array) -> Array:
@@ -256,9 +265,25 @@ class ExactIndex:
             for segment in self._segments:
                 segment.codes = segment.codes or Codes.of(segment.rows)
 
+    def _cut_for(self, queries: int, threshold: float) -> CutRows | None:
+        """The rows cut for so many queries that ask for a threshold; None, with codes of whole rows, where that is no faster.
+
+        Made here, before several cores ask for it.
+        """
+        if queries >= _CUT_QUERIES and queries * len(self) >= _CUT_PAIRS:
+            held = self._cut
+            if held is None or held[0] != threshold:
+                some = np.random.default_rng(len(self)).permutation(len(self))[:_CUT_SAMPLE]
+                sketch = sketch_for(self.vectors(some), threshold, FEW / len(self))
+                cut = None if sketch is None else CutRows(sketch, len(self), self.vectors, self._int8)
+                held = self._cut = threshold, cut
+            if held[1] is not None:
+                return held[1]
+        self._code()
+        return None
+
     def _together(self, queries: int) -> int:
         """How many queries are answered together: a share of them for each core, if those are not too few to fill it."""
-        self._code()
         cores = torch.get_num_threads()
         shares = cores * -(-queries // (cores * QUERIES))
         return -(-queries // shares) if queries >= cores * _FEWEST_QUERIES else QUERIES
@@ -280,7 +305,7 @@ class ExactIndex:
             chosen = barred = None
             if allowed is not None:
                 mask = allowed[start : start + end]
-                count = int(mask.sum())
+                count = int(np.count_nonzero(mask))
                 if count <= _GATHERED_SHARE * end or len(queries) >= _GATHERED_QUERIES:
                     chosen, end = np.flatnonzero(mask), count
                 else:
@@ -352,13 +377,21 @@ class ExactIndex:
         return self.best_of(queries, k, *candidates.among(reach))
 
     def _within(
-        self, queries: Array, threshold: float, allowed: Array | None, first: int | None, most: int | None = None
+        self,
+        queries: Array,
+        threshold: float,
+        allowed: Array | None,
+        first: int | None,
+        cut: CutRows | None,
+        most: int | None = None,
     ) -> tuple[Array, Array, Array, Array]:
         """All pairs that score `threshold` or more: `(queries, scores, positions, crowded)`, by query.
 
         With `first`, the queries are the rows from that position on, and positions come before their query's. With `most`, a query
         that has more of them is crowded: it comes with the first `FEW` that are certain.
         """
+        if cut is not None:
+            return self._within_by(cut, queries, threshold, allowed, first, most)
         until = None if first is None else first + len(queries)
         floor = np.full(len(queries), threshold)
         wanted = floor.copy()
@@ -408,6 +441,24 @@ class ExactIndex:
         order = np.argsort(asked, kind="stable")
         return asked[order], scores[order], positions[order], np.flatnonzero(crowded)
 
+    def _within_by(
+        self, cut: CutRows, queries: Array, threshold: float, allowed: Array | None, first: int | None, most: int | None
+    ) -> tuple[Array, Array, Array, Array]:
+        """`_within`, by cut rows."""
+        asked, positions = cut.reaching(queries, threshold, None if first is None else first + len(queries))
+        kept = np.ones(len(asked), bool) if allowed is None else allowed[positions]
+        if first is not None:
+            kept &= positions < asked + first
+        asked, positions = asked[kept], positions[kept]
+        scores = self._scores(queries, asked, positions)
+        enough = scores >= threshold
+        asked, scores, positions = asked[enough], scores[enough], positions[enough]
+        crowded = np.bincount(asked, minlength=len(queries)) > (len(self) if most is None else most)
+        if crowded.any():
+            kept = ~crowded[asked] | (ranks(asked) < FEW)
+            asked, scores, positions = asked[kept], scores[kept], positions[kept]
+        return asked, scores, positions, np.flatnonzero(crowded)
+
     def _scores(self, queries: Array, asked: Array, positions: Array) -> Array:
         """Exact float64 scores of pairs of a query and a position."""
         scores = np.empty(len(positions))
@@ -416,20 +467,21 @@ class ExactIndex:
         size = _SCORED // each * each if each else _SCORED
         # Fresh arrays are handed out by the system each time, which costs more than the arithmetic.
         size = max(1, min(size, len(positions)))
-        stored, room = np.empty((size, self.dim), np.float16), np.empty((3, size, self.dim), np.float32)
+        stored, unit = np.empty((size, self.dim), np.float16), np.empty((size, self.dim), np.float32)
         left, right = np.empty((2, size, self.dim))
         for begin in range(0, len(positions), size):
             some = slice(begin, min(begin + size, len(positions)))
-            rows, squares, asking = room[:, : some.stop - begin]
-            row, query = left[: len(rows)], right[: len(rows)]
-            row[:] = renormalise(self.stored(positions[some], stored[: len(rows)]), rows, squares)
-            # Not a BLAS product: its rounding depends on how many rows there are, and equal rows must tie.
+            count = some.stop - begin
+            row, query = left[:count], right[:count]
+            row[:] = renormalise(self.stored(positions[some], stored[:count]), unit[:count])
+            # One product a pair, not a matrix product: its rounding depends on how many rows there are, and equal rows must tie.
             if each:
-                some_queries = queries[begin // each : some.stop // each].astype(np.float64)
-                np.einsum("qrd,qd->qr", row.reshape(-1, each, self.dim), some_queries, out=scores[some].reshape(-1, each))
+                some_queries = queries[begin // each : some.stop // each, None].astype(np.float64)
+                np.vecdot(row.reshape(-1, each, self.dim), some_queries, out=scores[some].reshape(-1, each))
             else:
-                query[:] = np.take(queries, asked[some], axis=0, out=asking, mode="clip")  # "raise" would take a copy first
-                np.einsum("ij,ij->i", row, query, out=scores[some])
+                # "raise" would take a copy first
+                query[:] = np.take(queries, asked[some], axis=0, out=unit[:count], mode="clip")
+                np.vecdot(row, query, out=scores[some])
         return scores
 
     def _rough(self, queries: Array, asked: Array, positions: Array) -> Array:
