@@ -3,8 +3,8 @@
     python -m embell.training.mini --data DATA --output texts.jsonl --scale 0.22
     python benchmarks/mini_choices.py --data DATA --texts texts.jsonl --teacher TEACHER --work FOLDER
 
-All start from one token table, fitted as training/presets/embell-mini.toml has it, and read the same groups of texts once, in the same order. Measured on sets that
-choices are made on, and as the mean cosine to the teacher's vectors of texts that none has read. What is finished is kept in FOLDER; the same command goes on from there.
+All start from one token table, fitted as training/presets/embell-mini.toml has it, and read the same groups of texts once, in an order that the seed decides. Measured on sets that
+choices are made on, and as the mean cosine to the teacher's vectors of texts that none has read. What is finished is kept in FOLDER; the same command goes on from there; another --texts, --steps or --teacher wants another folder.
 """
 
 from __future__ import annotations
@@ -72,8 +72,10 @@ def start(teacher: Teacher, texts: list[str], work: Path, layers: int) -> Path:
                 for name, weight in network.named_parameters():
                     if name.endswith(("o_proj.weight", "down_proj.weight")):
                         weight.mul_(RESIDUAL)
-            backbone.load_tokenizer(fitted).save_pretrained(folder)
-            network.save_pretrained(folder)
+            part = folder.with_suffix(".part")
+            backbone.load_tokenizer(fitted).save_pretrained(part)
+            network.save_pretrained(part)
+            part.replace(folder)
     return folder
 
 
@@ -156,6 +158,8 @@ def main() -> None:
     needed = options.steps * preset("batch")["batch"]
     with options.texts.open("rb") as file:
         lines = [line for _, line in zip(range(needed + HELD), file, strict=False)]
+    if len(lines) < needed + HELD:
+        raise SystemExit(f"{options.texts}: {len(lines):,} groups of texts; {needed + HELD:,} are needed")
     (options.work / "train.jsonl").write_bytes(b"".join(lines[:needed]))
     texts = list(dict.fromkeys(chain.from_iterable(orjson.loads(line)["texts"] for line in lines[:needed])))
     seen = set(texts)

@@ -153,9 +153,13 @@ def turned(rows: Array) -> Array:
     Inner products stay what they are. The components of most unit rows are then like those of random directions, near
     dim ** -0.5, and eight bits go further (the idea of QuIP, Chee et al. 2023, section 4).
     """
-    signs = np.random.default_rng(384).integers(0, 2, rows.shape[1]).astype(np.float32) * 2 - 1
-    found: Array = fft.dct(rows * signs, axis=1, norm="ortho", workers=-1)
+    found: Array = fft.dct(rows * _signs(rows.shape[1]), axis=1, norm="ortho", workers=-1)
     return found
+
+
+@cache
+def _signs(dim: int) -> Array:
+    return np.random.default_rng(384).integers(0, 2, dim).astype(np.float32) * 2 - 1
 
 
 def renormalise(rows: Array, out: Array | None = None) -> Array:
@@ -165,7 +169,8 @@ def renormalise(rows: Array, out: Array | None = None) -> Array:
         torch.from_numpy(found).copy_(torch.from_numpy(np.ascontiguousarray(rows)))
     else:
         found[:] = rows
-    found /= np.sqrt(np.vecdot(found, found))[:, None]
+    # Not by BLAS, here and where scores are made: equal rows must stay equal wherever they lie in memory.
+    found /= np.sqrt(np.einsum("ij,ij->i", found, found))[:, None]
     return found
 
 

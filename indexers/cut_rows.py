@@ -30,6 +30,8 @@ _PAIR = 1_000_000
 """Products of two components that take as long as looking closely at one pair, about."""
 _BLOCK = 8192
 """Rows that are multiplied with the queries at a time: the products stay in the cache until they have been looked at."""
+_HELD = 2**15
+"""Groups whose products are held until they are looked at more closely."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,20 @@ class CutRows:
         scale, offset, error = numbers
         least = Block(0, None, room, scale, offset, error + self._sketch.error).least(np.full(len(cut), threshold))[:, None]
         rows = self._rows[: -(-end // GROUP) * GROUP]
-        asked, group, near = [], [], []
+        queries_of, positions = [np.repeat(np.arange(len(cut)), len(loose))], [np.tile(loose, len(cut))]
+        asked: list[Tensor] = []
+        group: list[Tensor] = []
+        near: list[Tensor] = []
+        held = 0
+
+        def look_closely() -> None:
+            query, place = torch.cat(asked), torch.cat(group)
+            at, inside = (torch.cat(near) >= least[query]).nonzero(as_tuple=True)
+            found = (place[at] * GROUP + inside).numpy()
+            kept = (found < end) & ~np.isin(found, loose) if len(loose) else found < end
+            queries_of.append(query[at].numpy()[kept])
+            positions.append(found[kept])
+
         for begin in range(0, len(rows), _BLOCK):
             some = rows[begin : begin + _BLOCK]
             products = room[: len(cut) * len(some)].view(len(cut), -1)
@@ -106,15 +121,13 @@ class CutRows:
             asked.append(query)
             group.append(place + begin // GROUP)
             near.append(grouped[query, place])
-        query, place = torch.cat(asked), torch.cat(group)
-        at, inside = (torch.cat(near) >= least[query]).nonzero(as_tuple=True)
-        queries_of = [np.repeat(np.arange(len(cut)), len(loose)), query[at].numpy()]
-        positions = [np.tile(loose, len(cut)), (place[at] * GROUP + inside).numpy()]
+            held += len(query)
+            if held > _HELD:
+                look_closely()
+                asked, group, near, held = [], [], [], 0
+        if asked:
+            look_closely()
         found, places = np.concatenate(queries_of), np.concatenate(positions)
-        kept = places < end
-        if len(loose):
-            kept[len(cut) * len(loose) :] &= ~np.isin(places[len(cut) * len(loose) :], loose)
-        found, places = found[kept], places[kept]
         order = np.lexsort((places, found))
         return found[order], places[order]
 

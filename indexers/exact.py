@@ -41,14 +41,14 @@ _MERGED = 8
 """Candidates of a query after which the k-th best so far is looked for anew, on the average."""
 _GATHERED_SHARE, _GATHERED_QUERIES = 0.4, 32
 """Rows that a filter lets through are copied together where they are at most this share, or there are this many queries at least."""
-_SCORED = 640
-"""Pairs that are scored at a time: they stay in the cache, and few steps of Python are left for the cores to wait for each other in."""
+_SCORED = 2**18
+"""Components of the pairs that are scored at a time: they stay in the cache, and few steps of Python are left for the cores to wait for each other in."""
 _SHARED = 1024
 """Pairs from which on every core scores a share of them."""
 FEW = 32
 """Partners that come with a row that has too many of them."""
-_CUT_QUERIES, _CUT_PAIRS = 2048, 2**28
-"""Queries, and pairs of one and a row, from which on cutting the rows first is worth its time."""
+_CUT_QUERIES, _CUT_PAIRS, _CUT_SQUARES = 8192, 2**28, 2**8
+"""Queries, and pairs of one and a row, from which on cutting the rows first is worth its time; of the latter, so many times the squared width at least."""
 _CUT_SAMPLE = 8192
 
 
@@ -115,7 +115,7 @@ class ExactIndex:
         def answer(begin: int) -> tuple[Array, Array, Array]:
             return self._within(queries[begin : begin + size], threshold, allowed, None, cut)[:3]
 
-        cut = self._cut_for(len(queries), threshold)
+        cut = self._cut_for(len(queries), threshold, allowed)
         size = self._together(len(queries))
         for begin, (asked, scores, positions) in each_on_a_core(answer, range(0, len(queries), size)):
             order = np.lexsort((positions, -scores, asked))
@@ -135,8 +135,9 @@ class ExactIndex:
             asked, scores, others, crowded = self._within(self.vectors(positions), threshold, None, start, cut, most)
             return positions[asked], others, scores, positions[crowded]
 
-        cut = self._cut_for(len(self) - begin, threshold)
+        cut = self._cut_for(len(self) - begin, threshold, None)
         yield from (found for _, found in each_on_a_core(partners, range(begin, len(self), QUERIES)))
+        self._cut = None
 
     def partners(
         self, queries: Array, threshold: float, *, allowed: Array | None = None, most: int | None = None
@@ -152,7 +153,7 @@ class ExactIndex:
             asked, scores, positions, crowded = self._within(some, threshold, allowed, None, cut, most)
             return start + asked, positions, scores, start + crowded
 
-        cut = self._cut_for(len(queries), threshold)
+        cut = self._cut_for(len(queries), threshold, allowed)
         yield from (found for _, found in each_on_a_core(answer, range(0, len(queries), QUERIES)))
 
     def vectors(self, positions: Array) -> Array:
@@ -265,20 +266,20 @@ class ExactIndex:
             for segment in self._segments:
                 segment.codes = segment.codes or Codes.of(segment.rows)
 
-    def _cut_for(self, queries: int, threshold: float) -> CutRows | None:
+    def _cut_for(self, queries: int, threshold: float, allowed: Array | None) -> CutRows | None:
         """The rows cut for so many queries that ask for a threshold; None, with codes of whole rows, where that is no faster.
 
-        Made here, before several cores ask for it.
+        Made here, before several cores ask for it, and kept: the same may be asked again.
         """
-        if queries >= _CUT_QUERIES and queries * len(self) >= _CUT_PAIRS:
-            held = self._cut
-            if held is None or held[0] != threshold:
-                some = np.random.default_rng(len(self)).permutation(len(self))[:_CUT_SAMPLE]
-                sketch = sketch_for(self.vectors(some), threshold, FEW / len(self))
-                cut = None if sketch is None else CutRows(sketch, len(self), self.vectors, self._int8)
-                held = self._cut = threshold, cut
-            if held[1] is not None:
-                return held[1]
+        held = self._cut
+        enough = queries >= _CUT_QUERIES and queries * len(self) >= max(_CUT_PAIRS, _CUT_SQUARES * self.dim**2)
+        if allowed is None and enough and (held is None or held[0] != threshold):
+            some = np.random.default_rng(len(self)).choice(len(self), min(len(self), _CUT_SAMPLE), replace=False)
+            sketch = sketch_for(self.vectors(some), threshold, FEW / len(self))
+            cut = None if sketch is None else CutRows(sketch, len(self), self.vectors, self._int8)
+            held = self._cut = threshold, cut
+        if allowed is None and held is not None and held[0] == threshold and held[1] is not None:
+            return held[1]
         self._code()
         return None
 
@@ -391,7 +392,7 @@ class ExactIndex:
         that has more of them is crowded: it comes with the first `FEW` that are certain.
         """
         if cut is not None:
-            return self._within_by(cut, queries, threshold, allowed, first, most)
+            return self._within_by(cut, queries, threshold, first, most)
         until = None if first is None else first + len(queries)
         floor = np.full(len(queries), threshold)
         wanted = floor.copy()
@@ -442,19 +443,27 @@ class ExactIndex:
         return asked[order], scores[order], positions[order], np.flatnonzero(crowded)
 
     def _within_by(
-        self, cut: CutRows, queries: Array, threshold: float, allowed: Array | None, first: int | None, most: int | None
+        self, cut: CutRows, queries: Array, threshold: float, first: int | None, most: int | None
     ) -> tuple[Array, Array, Array, Array]:
-        """`_within`, by cut rows."""
+        """`_within`, by cut rows, of all rows."""
         asked, positions = cut.reaching(queries, threshold, None if first is None else first + len(queries))
-        kept = np.ones(len(asked), bool) if allowed is None else allowed[positions]
         if first is not None:
-            kept &= positions < asked + first
-        asked, positions = asked[kept], positions[kept]
-        scores = self._scores(queries, asked, positions)
+            kept = positions < asked + first
+            asked, positions = asked[kept], positions[kept]
+        scores = np.full(len(asked), -np.inf)
+        crowded = np.zeros(len(queries), bool)
+        if most is None or len(asked) <= 2 * max(most, FEW):
+            scores[:] = self._scores(queries, asked, positions)
+        else:  # whose first candidates are partners enough needs no more
+            soon = ranks(asked) < 2 * max(most, FEW)
+            scores[soon] = self._scores(queries, asked[soon], positions[soon])
+            crowded = np.bincount(asked[scores >= threshold], minlength=len(queries)) > max(most, FEW)
+            late = ~soon & ~crowded[asked]
+            scores[late] = self._scores(queries, asked[late], positions[late])
         enough = scores >= threshold
         asked, scores, positions = asked[enough], scores[enough], positions[enough]
-        crowded = np.bincount(asked, minlength=len(queries)) > (len(self) if most is None else most)
-        if crowded.any():
+        if most is not None:
+            crowded |= np.bincount(asked, minlength=len(queries)) > most
             kept = ~crowded[asked] | (ranks(asked) < FEW)
             asked, scores, positions = asked[kept], scores[kept], positions[kept]
         return asked, scores, positions, np.flatnonzero(crowded)
@@ -462,9 +471,10 @@ class ExactIndex:
     def _scores(self, queries: Array, asked: Array, positions: Array) -> Array:
         """Exact float64 scores of pairs of a query and a position."""
         scores = np.empty(len(positions))
+        most = max(1, _SCORED // self.dim)
         each = _each(asked, len(queries))  # then no query's vector need be copied for each of its rows
-        each = each if each <= _SCORED else 0
-        size = _SCORED // each * each if each else _SCORED
+        each = each if each <= most else 0
+        size = most // each * each if each else most
         # Fresh arrays are handed out by the system each time, which costs more than the arithmetic.
         size = max(1, min(size, len(positions)))
         stored, unit = np.empty((size, self.dim), np.float16), np.empty((size, self.dim), np.float32)
@@ -474,22 +484,23 @@ class ExactIndex:
             count = some.stop - begin
             row, query = left[:count], right[:count]
             row[:] = renormalise(self.stored(positions[some], stored[:count]), unit[:count])
-            # One product a pair, not a matrix product: its rounding depends on how many rows there are, and equal rows must tie.
+            # Not a BLAS product: its rounding depends on how many rows there are and where they lie, and equal rows must tie.
             if each:
-                some_queries = queries[begin // each : some.stop // each, None].astype(np.float64)
-                np.vecdot(row.reshape(-1, each, self.dim), some_queries, out=scores[some].reshape(-1, each))
+                some_queries = queries[begin // each : some.stop // each].astype(np.float64)
+                np.einsum("qrd,qd->qr", row.reshape(-1, each, self.dim), some_queries, out=scores[some].reshape(-1, each))
             else:
                 # "raise" would take a copy first
                 query[:] = np.take(queries, asked[some], axis=0, out=unit[:count], mode="clip")
-                np.vecdot(row, query, out=scores[some])
+                np.einsum("ij,ij->i", row, query, out=scores[some])
         return scores
 
     def _rough(self, queries: Array, asked: Array, positions: Array) -> Array:
         """Scores of pairs, by query, from the rows as they are stored, off by `_rough_error` at most."""
         scores = np.empty(len(positions), np.float32)
-        for begin in range(0, len(positions), _SCORED):
-            rows = torch.from_numpy(self.stored(positions[begin : begin + _SCORED])).float().numpy()
-            some = asked[begin : begin + _SCORED]
+        size = max(1, _SCORED // self.dim)
+        for begin in range(0, len(positions), size):
+            rows = torch.from_numpy(self.stored(positions[begin : begin + size])).float().numpy()
+            some = asked[begin : begin + size]
             starts = np.flatnonzero(np.diff(some, prepend=-1))
             for start, end in zip(starts, np.append(starts[1:], len(some)), strict=True):
                 np.dot(rows[start:end], queries[some[start]], out=scores[begin + start : begin + end])
