@@ -65,7 +65,7 @@ def index(
 ) -> None:
     """Index files, folders, or JSON Lines on stdin (-).
 
-    Reads .jsonl .csv .tsv .parquet .txt .md .rst, each also with .gz .xz .zst. Run it again, and only what is
+    Reads .jsonl .ndjson .csv .tsv .parquet .txt .md .rst, each also with .gz .xz .zst. Run it again, and only what is
     new or changed is encoded.
 
     \b

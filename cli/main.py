@@ -26,7 +26,7 @@ _COMMANDS = {
     "tune": ("tune", "Make search as fast as a recall allows, and measure the recall."),
     "delete": ("collection", "Delete documents from a collection."),
     "encode": ("encode", "Encode a corpus to a file of vectors."),
-    "evaluate": ("evaluate", "Measure the encoder: STS, retrieval."),
+    "evaluate": ("evaluate", "Measure the encoder: STS, retrieval, near-duplicates."),
     "layers": ("layers", "Score an encoder at every depth: where to start, where to stop."),
     "train": ("train", "Train an encoder: contrastive, graded, distill, pretrain."),
     "demo": ("demo", "See it work on the documentation of this machine's own Python."),

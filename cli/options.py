@@ -198,7 +198,7 @@ def model_options(command: F) -> F:
         click.option(
             "--cleanup",
             type=click.Choice(["none", "period", "period-quotes"]),
-            help="End each text with a full stop, for prompts.",
+            help="End each text with a full stop, for prompts; it takes the place of a question mark.",
         ),
         click.option(
             "--token-prepending", type=LayerRange(), help="Layers in which <PST> in the prompt takes the last token's state."
@@ -212,7 +212,7 @@ def model_options(command: F) -> F:
         ),
         click.option("--device", help="cpu, cuda, cuda:1, …  [default: a GPU if there is one]"),
         click.option(
-            "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: bf16 where the hardware has it]"
+            "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: bf16 where the hardware has it, else float32, on a graphics card float16]"
         ),
         click.option("--threads", metavar="N", type=click.IntRange(1), help="CPU threads."),
     ]

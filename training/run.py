@@ -40,7 +40,7 @@ class RunOptions:
     Attributes:
         epochs: times that each row is seen
         steps: stop after so many steps, whatever the epochs say
-        batch: rows (pairs, triplets, texts) in a batch; all of them are each other's negatives
+        batch: rows (pairs, triplets, texts) in a batch; in contrastive training all of them are each other's negatives
         chunk: texts that are run at a time; smaller than the batch, memory is that of a chunk and each text runs twice
         accumulate: batches whose gradients are added up for a step
         learning_rate: the highest learning rate

@@ -5,7 +5,7 @@ it, a paragraph, its title and one of its sentences, a question and its answer. 
 a student sees related texts side by side.
 
 A file that is not in `SHIPPABLE` is refused, whatever it holds: shipped weights must come from text
-whose licence allows it. Test splits are not listed, so that they cannot be trained on by mistake.
+whose licence allows it. Test splits that scores are reported on are not listed, so that they cannot be trained on by mistake.
 """
 
 from __future__ import annotations
