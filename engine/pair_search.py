@@ -197,8 +197,8 @@ def _by_vectors(
             if split is not None:
                 cut = int(np.searchsorted(rows, split))
                 reference = index.part(rows[:cut])
-                for at in range(cut + place, len(rows), 64 * QUERIES):
-                    asked = rows[at : at + 64 * QUERIES]
+                for at in range(cut + place, len(rows), 32 * QUERIES):
+                    asked = rows[at : at + 32 * QUERIES]
                     found = reference.partners(index.vectors(asked), threshold, most=PARTNERS)
                     for block, (queries, near, scores, crowded) in enumerate(found, 1):
                         end = at - cut + min(block * QUERIES, len(asked))

@@ -28,7 +28,7 @@ _CODING = 0.02
 """What products of codes are off, about."""
 _PAIR = 1_000_000
 """Products of two components that take as long as looking closely at one pair, about."""
-_BLOCK = 8192
+_BLOCK = 4096
 """Rows that are multiplied with the queries at a time: the products stay in the cache until they have been looked at."""
 _HELD = 2**15
 """Groups whose products are held until they are looked at more closely."""

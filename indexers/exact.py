@@ -25,11 +25,11 @@ from embell.indexers.shortlist import GROUP, LOWEST, Block, Shortlist, maxima, r
 from embell.indexers.vector_index import Array
 from embell.indexers.workers import each_on_a_core
 
-QUERIES = 256
+QUERIES = 512
 """Queries that are answered together."""
 _FEWEST_QUERIES = 128
 """Queries for each core from which on each answers its own share."""
-_PRODUCTS = 2**21
+_PRODUCTS = 2**20
 """Products that are in work at a time: they stay in the cache until they have been looked at."""
 _FEWEST_ROWS, _MOST_ROWS = 4096, 2**18
 _STRIP = 2048
