@@ -45,6 +45,7 @@ VARIANTS: dict[str, tuple[int, int | None, str, bool, int]] = {
     "both look both ways": (2, 0, "mean", False, 0),
     "causal": (2, None, "mean", False, 0),
     "weighted mean": (2, 1, "weighted-mean", False, 0),
+    "weighted mean, another seed": (2, 1, "weighted-mean", False, 1),
     "last token": (2, 0, "last", False, 0),
     "pre-trained first": (2, 1, "mean", True, 0),
     "one layer": (1, 0, "mean", False, 0),
