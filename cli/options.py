@@ -212,7 +212,9 @@ def model_options(command: F) -> F:
         ),
         click.option("--device", help="cpu, cuda, cuda:1, …  [default: a GPU if there is one]"),
         click.option(
-            "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: bf16 where the hardware has it, else float32, on a graphics card float16]"
+            "--dtype",
+            type=click.Choice(["float32", "bfloat16", "float16"]),
+            help="[default: bf16 where the hardware has it, else float32, on a graphics card float16]",
         ),
         click.option("--threads", metavar="N", type=click.IntRange(1), help="CPU threads."),
     ]
