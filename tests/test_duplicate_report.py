@@ -144,7 +144,9 @@ def test_the_page_loads_without_errors_and_asks_the_network_for_nothing(browser:
     assert browser.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    own = [one for one in asked if not one["documentURL"].startswith("chrome:")]  # the browser's start page is its own affair
+    own = [
+        one for one in asked if not one["documentURL"].startswith(("chrome:", "chrome-untrusted:"))
+    ]  # the browser's start page is its own affair
     assert [one["request"]["url"] for one in own] == [path.as_uri()]
 
 
