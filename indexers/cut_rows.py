@@ -15,7 +15,7 @@ from scipy import linalg
 from torch import Tensor
 
 from embell.indexers.codes import Array, Codes
-from embell.indexers.shortlist import GROUP, Block
+from embell.indexers.shortlist import GROUP, least_products
 
 WIDTHS = (64, 128, 192)
 """Components of a cut vector, the length among them."""
@@ -83,17 +83,16 @@ class CutRows:
         """Pairs of a query, float32 `(q, dim)`, and a position, below `until` if that is given, that may score `threshold`: by query and position."""
         end = self._count if until is None else min(until, self._count)
         cut = self._sketch.cut(queries)
-        loose = np.empty(0, np.int64)
+        wanted = np.full(len(cut), threshold - self._sketch.error)
         if self._codes is None:
-            left, none = torch.from_numpy(cut), np.zeros(len(cut))
-            numbers = none + 1, none, none + _ROUGH_ERROR
+            left, loose, none = torch.from_numpy(cut), np.empty(0, np.int64), np.zeros(len(cut))
+            least = least_products(wanted, none + 1, none, none + _ROUGH_ERROR, torch.float32)
         else:
             coded = self._codes.query(cut)
-            left, numbers = coded.codes, (coded.scale, coded.offset, coded.error)
-            loose = self._codes.loose[self._codes.loose < end]
-        room = torch.empty(len(cut) * _BLOCK, dtype=torch.float32 if self._codes is None else torch.int32)
-        scale, offset, error = numbers
-        least = Block(0, None, room, scale, offset, error + self._sketch.error).least(np.full(len(cut), threshold))[:, None]
+            left, loose = coded.codes, self._codes.loose[self._codes.loose < end]
+            least = least_products(wanted, coded.scale, coded.offset, coded.error, torch.int32)
+        least = least[:, None]
+        room = torch.empty(len(cut) * _BLOCK, dtype=least.dtype)
         rows = self._rows[: -(-end // GROUP) * GROUP]
         queries_of, positions = [np.repeat(np.arange(len(cut)), len(loose))], [np.tile(loose, len(cut))]
         asked: list[Tensor] = []

@@ -32,10 +32,7 @@ class Block:
 
     def least(self, scores: Array) -> Tensor:
         """The smallest product `(q,)` of a row whose score may be as large as that of `scores` `(q,)`."""
-        wanted = ((np.maximum(scores, -2) - self.error - self.offset) / self.scale).clip(LOWEST / 2, -LOWEST)
-        if self.products.dtype == torch.int32:
-            return torch.from_numpy(np.ceil(wanted).astype(np.int32))
-        return torch.from_numpy(np.nextafter(wanted.astype(np.float32), np.float32(-np.inf)))
+        return least_products(scores, self.scale, self.offset, self.error, self.products.dtype)
 
     def lows(self, products: Tensor) -> Tensor:
         """What the scores behind products `(q, n)` are at least; float64."""
@@ -44,6 +41,14 @@ class Block:
         )
         # Where the scale is tiny, as with equal rows, what stands for "no part" would come near the scores.
         return low.masked_fill_(products <= LOWEST / 2, -torch.inf)
+
+
+def least_products(scores: Array, scale: Array, offset: Array, error: Array, dtype: torch.dtype) -> Tensor:
+    """The smallest products `(q,)`, int32 or float32, of rows whose scores may be as large as `scores` `(q,)`; the others as in `Block`."""
+    wanted = ((np.maximum(scores, -2) - error - offset) / scale).clip(LOWEST / 2, -LOWEST)
+    if dtype == torch.int32:
+        return torch.from_numpy(np.ceil(wanted).astype(np.int32))
+    return torch.from_numpy(np.nextafter(wanted.astype(np.float32), np.float32(-np.inf)))
 
 
 @dataclass
