@@ -1,7 +1,8 @@
 """Unit rows as int8 codes: what the coarse product of exact search multiplies, and how far it can be wrong.
 
 int8 products with int32 sums are exact, and several times as fast as float32 where the CPU has instructions for them
-(AVX512-VNNI, AVX-VNNI, AMX). What is lost is lost in coding, and that is measured for each row when it is coded.
+(AVX512-VNNI, AVX-VNNI, AMX). What is lost is lost in coding, and that is measured for each row when it is coded. A few queries
+are multiplied as bfloat16, by a kernel that needs no such instructions and rounds its products.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _BLOCK = 1024
 _LOOSE_SHARE = 1e-4
 _SLACK = 3e-6
 """What float32 arithmetic may lose in a coarse score beside the coding."""
+_WIDEST_MIXED = 2**14
+"""Components whose products, of codes and whole numbers up to 8, float32 adds up exactly."""
 _FILES = ("codes.npy", "codes_of_rows.npz")
 
 
@@ -44,17 +47,44 @@ def int8_products() -> bool:
     return bool((found == 127 * 127 * 256 * signs.int()).all())
 
 
+@cache
+def mixed_products(dim: int) -> bool:
+    """Whether a few vectors of this width in bfloat16 are multiplied with int8 rows by a kernel that reads each row once, and is right.
+
+    It needs no more than AVX2. It works in steps of up to 16 components, and what is left of a row beyond them it would not read right.
+    Tried with whole numbers, whose sums float32 holds: then the products are the exact ones, rounded to the nearest bfloat16.
+    """
+    able = torch.backends.cpu.get_cpu_capability().startswith("AVX") and hasattr(torch, "_weight_int8pack_mm")
+    if not able or dim % 32 or dim > _WIDEST_MIXED:
+        return False
+    rows = (torch.arange(67 * dim) * 37 % 255 - 127).to(torch.int8).view(67, dim)
+    asked = (torch.arange(4 * dim) * 11 % 17 - 8).to(torch.bfloat16).view(4, dim)
+    asked[0] = rows[0].sign()
+    right = (asked.double() @ rows.double().T).bfloat16()
+    ones = torch.ones(67, dtype=torch.bfloat16)
+    return all(torch.equal(torch._weight_int8pack_mm(asked[:some], rows, ones), right[:some]) for some in range(1, 5))
+
+
 @dataclass(frozen=True)
 class QueryCodes:
-    """Queries in int8: the inner product of a query and a row is `scale * product + offset`, give or take `error`.
+    """Queries to be multiplied with codes: the inner product of a query and a row is `scale * product + offset`, give or take `error`.
 
-    `codes` is int8 `(q, dim)`; `scale`, `offset` and `error` are float64 `(q,)`.
+    `codes` is `(q, dim)`, int8, or bfloat16 for a few queries; `scale`, `offset` and `error` are float64 `(q,)`.
     """
 
     codes: Tensor
     scale: Array
     offset: Array
     error: Array
+
+    def multiply(self, rows: Tensor, out: Tensor) -> None:
+        """Put the products `(q, n)` with the codes of rows, int8 `(n, dim)`, into `out`: int32, or float32 for queries in bfloat16."""
+        if self.codes.dtype == torch.bfloat16:
+            out.copy_(torch._weight_int8pack_mm(self.codes, rows, torch.ones(len(rows), dtype=torch.bfloat16)))
+        elif out.is_contiguous():
+            torch._int_mm(self.codes, rows.T, out=out)
+        else:
+            out.copy_(torch._int_mm(self.codes, rows.T))
 
 
 @dataclass(frozen=True)
@@ -110,18 +140,27 @@ class Codes:
             # The sample was not like the rest. Rows within the new largest cannot be loose.
             largest = float(np.quantile(reaches, 1 - _LOOSE_SHARE, method="higher"))
 
-    def query(self, queries: Array) -> QueryCodes:
-        """Code float32 queries `(q, dim)`."""
+    def query(self, queries: Array, mixed: bool = False) -> QueryCodes:
+        """Code float32 queries `(q, dim)`: in int8, or `mixed` in bfloat16, which loses less of them, and then rounds each product."""
         queries = turned(queries)
-        scale = np.maximum(np.abs(queries).max(axis=1, keepdims=True, initial=0), 1e-9) / 127
-        codes = np.rint(queries / scale)
-        lost = _lengths(queries - codes * scale)
         lengths = _lengths(queries)
+        if mixed:
+            scale = np.ones(len(queries))
+            codes = torch.from_numpy(queries).bfloat16()
+            lost = _lengths(queries - codes.float().numpy())
+            rounded = _mixed_error(queries.shape[1]) * (lengths + lost) * self.length
+        else:
+            largest = np.maximum(np.abs(queries).max(axis=1, initial=0), 1e-9)
+            step = (largest / 127)[:, None]
+            whole = np.rint(queries / step)
+            codes, scale = torch.from_numpy(whole.astype(np.int8)), step[:, 0].astype(np.float64)
+            lost = _lengths(queries - whole * step)
+            rounded = np.zeros(len(queries))
         return QueryCodes(
-            torch.from_numpy(codes.astype(np.int8)),
-            scale[:, 0].astype(np.float64) * self.scale,
+            codes,
+            scale * self.scale,
             queries.astype(np.float64) @ self.centre.astype(np.float64),
-            (lengths * self.residual + lost * self.length) * (1 + 1e-5) + _SLACK * (1 + lengths),
+            (lengths * self.residual + lost * self.length + rounded) * (1 + 1e-5) + _SLACK * (1 + lengths),
         )
 
     def save(self, directory: Path) -> None:
@@ -145,6 +184,11 @@ class Codes:
                 return cls(torch.from_numpy(codes), stored["centre"], scale, residual, length, stored["loose"])
         except (BadZipFile, KeyError) as error:
             raise ValueError(f"{directory / _FILES[1]}: damaged") from error
+
+
+def _mixed_error(dim: int) -> float:
+    """More than a product of `mixed_products` is off, as a share of the product of both lengths: a float32 sum, rounded to the nearest bfloat16."""
+    return float(2**-8 + dim * 2**-24)
 
 
 def turned(rows: Array) -> Array:

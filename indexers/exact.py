@@ -1,7 +1,7 @@
 """Exact search: a coarse product finds candidates, float64 scores of the stored rows decide.
 
-The coarse product multiplies int8 codes where the CPU has instructions for it, else the stored rows in float32. How far it can be wrong is known for each
-query, so every row that may still be among the best k is scored again: the answer is the reference's, in values and in order.
+The coarse product multiplies int8 codes where the CPU has instructions for it, else the stored rows in float32; for a few queries int8 codes
+with bfloat16 where it has AVX2. How far it can be wrong is known for each query, so every row that may still be among the best k is scored again: the answer is the reference's, in values and in order.
 
 The vector of a row is its stored float16 row, renormalised in float32. A score is the float64 inner product of that with the query;
 equal scores are ordered by key.
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embell.indexers.codes import Codes, int8_products, renormalise
+from embell.indexers.codes import Codes, QueryCodes, int8_products, mixed_products, renormalise
 from embell.indexers.cut_rows import CutRows, sketch_for
 from embell.indexers.shortlist import GROUP, LOWEST, Block, Shortlist, maxima, ranks
 from embell.indexers.vector_index import Array
@@ -27,6 +27,8 @@ from embell.indexers.workers import each_on_a_core
 
 QUERIES = 512
 """Queries that are answered together."""
+_FEW_QUERIES = 4
+"""Up to so many queries are multiplied with codes as bfloat16, by a kernel that reads each code once."""
 _FEWEST_QUERIES = 128
 """Queries for each core from which on each answers its own share."""
 _PRODUCTS = 2**20
@@ -39,7 +41,7 @@ _COPIED = 8192
 _MOST_CANDIDATES = 2_000_000
 _MERGED = 8
 """Candidates of a query after which the k-th best so far is looked for anew, on the average."""
-_GATHERED_SHARE, _GATHERED_QUERIES = 0.4, 32
+_GATHERED_SHARE, _GATHERED_SHARE_MIXED, _GATHERED_QUERIES = 0.4, 0.2, 32
 """Rows that a filter lets through are copied together where they are at most this share, or there are this many queries at least."""
 _SCORED = 2**18
 """Components of the pairs that are scored at a time: they stay in the cache, and few steps of Python are left for the cores to wait for each other in."""
@@ -67,7 +69,7 @@ class ExactIndex:
     def __init__(self, dim: int) -> None:
         self.dim = dim
         self._segments: list[_Segment] = []
-        self._int8 = int8_products()
+        self._int8, self._mixed = int8_products(), mixed_products(dim)
         self._cut: tuple[float, CutRows | None] | None = None  # for this threshold
 
     def __len__(self) -> int:
@@ -237,7 +239,7 @@ class ExactIndex:
     def write_beside(directory: Path, keys: Array, rows: Array) -> None:
         """Write keys and codes into the directory in which `rows` lie already."""
         np.save(directory / "keys.npy", keys)
-        if int8_products() and len(keys):
+        if (int8_products() or mixed_products(rows.shape[1])) and len(keys):
             out = mapped(directory / "codes.npy", np.int8, rows.shape)
             Codes.of(rows, out).save(directory)
             out.flush()
@@ -252,7 +254,7 @@ class ExactIndex:
         # An empty array cannot be mapped. "c": torch wants arrays that it may write to.
         rows = np.load(directory / "vectors.npy", mmap_mode="c" if len(keys) else None, allow_pickle=False)
         index = cls(rows.shape[1])
-        codes = Codes.load(directory) if index._int8 and len(keys) else None
+        codes = Codes.load(directory) if (index._int8 or index._mixed) and len(keys) else None
         if len(keys) != len(rows) or (codes is not None and codes.codes.shape != rows.shape):
             raise ValueError(f"{directory}: files of different lengths")
         index.add(keys, rows)
@@ -261,7 +263,7 @@ class ExactIndex:
         return index
 
     def _code(self) -> None:
-        """Make the codes that are missing: once, and not by every core."""
+        """Make the codes that are missing: once, and not by every core. Where they serve few queries only, they are not worth it."""
         if self._int8:
             for segment in self._segments:
                 segment.codes = segment.codes or Codes.of(segment.rows)
@@ -296,33 +298,35 @@ class ExactIndex:
         """
         size = int(np.clip(_PRODUCTS // len(queries), _FEWEST_ROWS, _MOST_ROWS))
         left = torch.from_numpy(queries)
-        room = torch.empty(len(queries) * size, dtype=torch.int32 if self._int8 else torch.float32)
+        mixed = self._multiplies_mixed(len(queries))
+        gathered = _GATHERED_SHARE_MIXED if mixed else _GATHERED_SHARE
+        room = torch.empty(len(queries) * size, dtype=torch.int32 if self._int8 and not mixed else torch.float32)
         start = 0
         for segment in self._segments:
             end = len(segment.rows) if until is None else min(len(segment.rows), until - start)
             if end <= 0:
                 return
             loose = np.zeros(0, np.int64)
-            chosen = barred = None
+            chosen = most = None
             if allowed is not None:
                 mask = allowed[start : start + end]
                 count = int(np.count_nonzero(mask))
-                if count <= _GATHERED_SHARE * end or len(queries) >= _GATHERED_QUERIES:
+                if count <= gathered * end or len(queries) >= _GATHERED_QUERIES:
                     chosen, end = np.flatnonzero(mask), count
-                else:
-                    barred = torch.from_numpy(~mask)
-            codes, coded = segment.codes if self._int8 else None, None
+                else:  # products of rows that take no part become LOWEST: a minimum is many times as fast as filling in
+                    most = torch.from_numpy(mask).to(room.dtype).mul_(-2 * int(LOWEST)).add_(int(LOWEST))
+            codes, coded = segment.codes if self._int8 or mixed else None, None
             if codes is not None:
-                coded = codes.query(queries)
+                coded = codes.query(queries, mixed)
                 loose = codes.loose
             for begin in range(0, end, size):
                 some: Any = slice(begin, min(begin + size, end)) if chosen is None else chosen[begin : begin + size]
                 if coded is not None and codes is not None:
                     products = room[: len(queries) * min(size, end - begin)].view(len(queries), -1)
                     if chosen is None:
-                        torch._int_mm(coded.codes, codes.codes[some].T, out=products)
+                        coded.multiply(codes.codes[some], products)
                     else:
-                        _multiply_chosen(coded.codes, codes.codes, torch.from_numpy(some), products)
+                        _multiply_chosen(coded, codes.codes, torch.from_numpy(some), products)
                     numbers = products, coded.scale, coded.offset, coded.error
                 else:
                     rows = torch.from_numpy(segment.rows[some])
@@ -330,8 +334,8 @@ class ExactIndex:
                     _multiply(left, rows, products)
                     none = np.zeros(len(queries))
                     numbers = products, none + 1, none, none + _rough_error(self.dim)
-                if barred is not None:
-                    products.masked_fill_(barred[begin : begin + size], int(LOWEST))
+                if most is not None:
+                    torch.minimum(products, most[begin : begin + size], out=products)
                 if len(loose) and chosen is None:
                     out = loose[np.searchsorted(loose, begin) : np.searchsorted(loose, begin + products.shape[1])]
                     products[:, torch.from_numpy(out - begin)] = int(LOWEST)
@@ -340,12 +344,15 @@ class ExactIndex:
                 yield Block(start + begin, None, *numbers) if chosen is None else Block(start, some, *numbers)
             start += len(segment.rows)
 
-    def _loose(self, allowed: Array | None, until: int | None) -> Array:
-        """Positions whose codes say nothing: candidates whatever is asked."""
+    def _multiplies_mixed(self, queries: int) -> bool:
+        return self._mixed and queries <= _FEW_QUERIES
+
+    def _loose(self, queries: int, allowed: Array | None, until: int | None) -> Array:
+        """Positions whose codes say nothing: candidates whatever these queries, so many, ask."""
         found = [np.empty(0, np.int64)]
         start = 0
         for segment in self._segments:
-            if segment.codes is not None and self._int8:
+            if segment.codes is not None and (self._int8 or self._multiplies_mixed(queries)):
                 found.append(segment.codes.loose + start)
             start += len(segment.rows)
         positions = np.concatenate(found)
@@ -373,7 +380,7 @@ class ExactIndex:
                 candidates.add(asked, positions, scores, scores)
                 best, merged, counted = candidates.kth(torch.full_like(best, -torch.inf), 0), 1, candidates.held
                 reach = np.maximum(reach, best[:, -1].numpy())
-        candidates.everywhere(len(queries), self._loose(allowed, None))
+        candidates.everywhere(len(queries), self._loose(len(queries), allowed, None))
         reach = np.maximum(reach, candidates.kth(best, merged)[:, -1].numpy())
         return self.best_of(queries, k, *candidates.among(reach))
 
@@ -435,7 +442,7 @@ class ExactIndex:
             if candidates.held > _MOST_CANDIDATES:
                 settle()
                 candidates = Shortlist()
-        candidates.everywhere(len(queries), self._loose(allowed, until))
+        candidates.everywhere(len(queries), self._loose(len(queries), allowed, until))
         candidates.thin(-1, crowded, np.zeros(len(candidates.queries[-1]), bool), FEW)
         settle()
         asked, scores, positions = (np.concatenate(part) for part in zip(*found, strict=True))
@@ -527,13 +534,13 @@ def _multiply(queries: Tensor, rows: Tensor, out: Tensor) -> None:
         torch.mm(queries, unpacked[: len(strip)].copy_(strip).T, out=out[:, begin : begin + _STRIP])
 
 
-def _multiply_chosen(queries: Tensor, codes: Tensor, chosen: Tensor, out: Tensor) -> None:
-    """Int32 products `(q, n)` of queries with the codes of the chosen rows."""
+def _multiply_chosen(queries: QueryCodes, codes: Tensor, chosen: Tensor, out: Tensor) -> None:
+    """Products `(q, n)` of queries with the codes of the chosen rows."""
     copied = torch.empty((min(_COPIED, len(chosen)), codes.shape[1]), dtype=codes.dtype)
     for begin in range(0, len(chosen), _COPIED):
         strip = chosen[begin : begin + _COPIED]
         rows = torch.index_select(codes, 0, strip, out=copied[: len(strip)])  # not codes[strip]: that copies byte by byte
-        out[:, begin : begin + len(strip)] = torch._int_mm(queries, rows.T)
+        queries.multiply(rows, out[:, begin : begin + len(strip)])
 
 
 def _rough_error(dim: int) -> float:

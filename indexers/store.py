@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -91,9 +92,12 @@ class KnownDocuments:
 class Store:
     """Reads and writes the table. Writers hold `writer_lock`; readers need no lock."""
 
-    def __init__(self, table: Any, chunked: bool) -> None:
+    def __init__(self, table: Any, directory: Path, chunked: bool) -> None:
         self._table = table
         self._chunked = chunked
+        self._versions = directory / f"{TABLE}.lance" / "_versions"
+        self._looked: tuple[list[str], int] | None = None
+        """The files of all versions when the table was last asked for its latest one, and its number."""
 
     @classmethod
     def create(cls, directory: Path, dim: int, chunked: bool) -> Store:
@@ -115,7 +119,7 @@ class Store:
         table = _connect(directory).create_table(TABLE, schema=pa.schema(fields))
         # Without a declared key, concurrent merges of the same new ids insert them twice.
         table.set_unenforced_primary_key("id")
-        return cls(table, chunked)
+        return cls(table, directory, chunked)
 
     @classmethod
     def open(cls, directory: Path, chunked: bool) -> Store:
@@ -124,7 +128,7 @@ class Store:
         Raises CollectionError if there is none or it cannot be read.
         """
         try:
-            return cls(_connect(directory).open_table(TABLE), chunked)
+            return cls(_connect(directory).open_table(TABLE), directory, chunked)
         except Exception as error:  # LanceDB raises bare errors of many types here
             raise CollectionError(f"{directory}: its table cannot be opened ({_first_line(error)})") from error
 
@@ -149,9 +153,18 @@ class Store:
         return {f.name: f.type for f in self._table.schema if f.name not in RESERVED}
 
     def refresh(self) -> int:
-        """See what other processes have committed; the version of the table that is seen now."""
-        self._table.checkout_latest()
-        return self.version
+        """See what other processes have committed; the version of the table that is seen now.
+
+        A commit is a new file in the table's folder of versions. Looking there takes a few microseconds, asking LanceDB as long as some searches.
+        """
+        try:
+            files = sorted(os.listdir(self._versions))
+        except OSError:  # LanceDB says what is wrong
+            files = []
+        if self._looked is None or not files or files != self._looked[0]:
+            self._table.checkout_latest()
+            self._looked = files, self.version
+        return self._looked[1]
 
     def known_documents(self) -> KnownDocuments:
         """Hashes of every document: 24 bytes each, however long the texts are."""

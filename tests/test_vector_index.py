@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from embell import CollectionError, MissingExtraError, UsageError
 from embell.indexers import codes as codes_module
 from embell.indexers import exact as exact_module
-from embell.indexers.codes import Codes, int8_products, renormalise
+from embell.indexers.codes import Codes, int8_products, mixed_products, renormalise
 from embell.indexers.exact import ExactIndex
 from embell.indexers.faiss_index import FaissIndex
 from embell.indexers.vector_index import check_kind
@@ -66,7 +67,8 @@ def test_search_and_range_search_agree_with_brute_force(kind: str, n: int, tmp_p
 @given(data=st.data())
 @settings(max_examples=60)
 def test_exact_search_is_the_reference_in_values_and_order(data: st.DataObject) -> None:
-    n, dim, k = data.draw(st.integers(1, 300)), data.draw(st.integers(2, 48)), data.draw(st.integers(1, 320))
+    n, k = data.draw(st.integers(1, 300)), data.draw(st.integers(1, 320))
+    dim = data.draw(st.integers(2, 48) | st.sampled_from([32, 64]))
     rows = unit_rows(
         data.draw(st.integers(0, 2**32 - 1)),
         n,
@@ -76,11 +78,15 @@ def test_exact_search_is_the_reference_in_values_and_order(data: st.DataObject) 
     )
     stored = rows.astype(np.float16)
     queries = np.concatenate([rows[:3], unit_rows(data.draw(st.integers(0, 2**32 - 1)), 3, dim)])
+    queries = queries[-data.draw(st.integers(1, 6)) :]
     index = ExactIndex(dim)
     index._int8 = data.draw(st.sampled_from([int8_products(), False]))
+    index._mixed = data.draw(st.sampled_from([mixed_products(dim), False]))
     cut = data.draw(st.integers(0, n))
     index.add(np.arange(cut), stored[:cut])
     index.add(np.arange(cut, n), stored[cut:])
+    for segment in index._segments:
+        segment.codes = Codes.of(segment.rows) if data.draw(st.booleans()) else None  # as if they came from files
     allowed = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n))) if data.draw(st.booleans()) else None
     truth = reference(queries, stored)
     if allowed is not None:
@@ -115,12 +121,37 @@ def test_codes_are_within_the_error_they_state(data: st.DataObject) -> None:
     codes = Codes.of(stored)
     assert len(codes.loose) <= 1e-4 * n
     queries = renormalise(np.concatenate([stored[:5], rng.standard_normal((5, dim))]))
-    coded = codes.query(queries)
-    products = coded.codes.long() @ codes.codes.long().T
-    coarse = products.numpy() * coded.scale[:, None] + coded.offset[:, None]
-    off = np.abs(coarse - reference(queries, stored)) - coded.error[:, None]
-    off[:, codes.loose] = -1
-    assert off.max() <= 0
+    for mixed in {mixed_products(dim), False}:
+        coded = codes.query(queries, mixed)
+        products = torch.empty(len(queries), n)
+        if mixed:
+            coded.multiply(codes.codes, products)
+        else:
+            products = coded.codes.long() @ codes.codes.long().T
+        coarse = products.numpy() * coded.scale[:, None] + coded.offset[:, None]
+        off = np.abs(coarse - reference(queries, stored)) - coded.error[:, None]
+        off[:, codes.loose] = -1
+        assert off.max() <= 0
+
+
+@given(dim=st.sampled_from([32, 64, 320, 4096]), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=30)
+def test_mixed_products_are_within_the_error_they_state_where_coding_loses_nothing(dim: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    whole = rng.integers(-127, 128, (50, dim)).astype(np.int8)
+    scale = 1 / float(np.linalg.norm(whole.astype(np.float64), axis=1).max())
+    codes = Codes(torch.from_numpy(whole), np.zeros(dim, np.float32), scale, 0.0, 1.0, np.empty(0, np.int64))
+    rows = whole * scale
+    queries = codes_module.turned(renormalise(np.concatenate([rows, rng.standard_normal((50, dim))])))
+    coded = codes.query(queries, mixed=True)
+    products = torch.empty(100, 50)
+    if mixed_products(dim):
+        coded.multiply(codes.codes, products)
+    else:
+        products = (coded.codes.double() @ codes.codes.double().T).bfloat16()
+    off = np.abs(products.double().numpy() * coded.scale[:, None] - codes_module.turned(queries).astype(np.float64) @ rows.T)
+    assert (off <= coded.error[:, None]).all()
+    assert coded.error.max() < 0.01
 
 
 @given(data=st.data())
@@ -147,10 +178,11 @@ def test_rows_unlike_the_sample_are_loose_and_still_found(monkeypatch: pytest.Mo
     stored = rows.astype(np.float16)
     codes = Codes.of(stored)
     assert {1, 777, 1999} <= set(codes.loose.tolist())
-    for int8 in {int8_products(), False}:
+    for int8, mixed in product({int8_products(), False}, {mixed_products(64), False}):
         index = ExactIndex(64)
-        index._int8 = int8
+        index._int8, index._mixed = int8, mixed
         index.add(np.arange(2000), stored)
+        index._segments[0].codes = codes
         queries = renormalise(spikes)
         for allowed in (None, np.arange(2000) != 777, np.arange(2000) % 50 == 1):
             truth = reference(queries, stored)
@@ -175,20 +207,46 @@ def test_ten_thousand_equal_rows_are_ordered_by_key(monkeypatch: pytest.MonkeyPa
         assert len(set(scores[0].tolist())) == 1
 
 
+@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize("int8", [True, False])
+def test_an_index_from_files_and_newer_rows_are_the_reference_to_few_queries_and_many(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, int8: bool, mixed: bool
+) -> None:
+    """What each processor writes and reads; the last rows of a join are few queries."""
+    monkeypatch.setattr(exact_module, "int8_products", lambda: int8 and int8_products())
+    monkeypatch.setattr(exact_module, "mixed_products", lambda dim: mixed and mixed_products(dim))
+    rows = unit_rows(6, 515, 32, clusters=60, spread=0.05).astype(np.float16)
+    made = ExactIndex(32)
+    made.add(np.arange(500), rows[:500])
+    made.save(tmp_path)
+    assert (tmp_path / "codes.npy").exists() == ((int8 and int8_products()) or (mixed and mixed_products(32)))
+    index = ExactIndex.load(tmp_path)
+    index.add(np.arange(500, 515), rows[500:])
+    truth = reference(renormalise(rows), rows)
+    for queries in (1, 3, 4, 5, 100):
+        np.testing.assert_array_equal(index.search(renormalise(rows[:queries]), 12)[1], ranked(truth[:queries], 12))
+    pairs = [(int(a), int(b)) for later, earlier, *_ in index.join(0.9) for a, b in zip(later, earlier, strict=True)]
+    assert len(pairs) == len(set(pairs))
+    assert set(pairs) == set(zip(*map(np.ndarray.tolist, np.nonzero(np.tril(truth, -1) >= 0.9)), strict=True))
+    assert any(a >= 512 for a, _ in pairs)
+
+
+@pytest.mark.parametrize("mixed", [True, False])
 @pytest.mark.parametrize("int8", [True, False])
 @pytest.mark.parametrize("spread", [0.0, 1e-6, 1e-3])
-def test_rows_that_take_no_part_keep_no_other_out(spread: float, int8: bool) -> None:
+def test_rows_that_take_no_part_keep_no_other_out(spread: float, int8: bool, mixed: bool) -> None:
     """As many rows as are asked for, nearly equal and some of them barred, beside a segment with what is left of the answer."""
-    others = unit_rows(0, 100, 24).astype(np.float16)
-    alike = unit_rows(1, 12, 24, clusters=1, spread=spread).astype(np.float16)
+    others = unit_rows(0, 100, 32).astype(np.float16)
+    alike = unit_rows(1, 12, 32, clusters=1, spread=spread).astype(np.float16)
     query = renormalise(alike[:1])
     for rows, barred in (([others, alike], slice(100, 103)), ([alike, others], slice(0, 3))):
-        index = ExactIndex(24)
-        index._int8 = int8 and int8_products()
+        index = ExactIndex(32)
+        index._int8, index._mixed = int8 and int8_products(), mixed and mixed_products(32)
         start = 0
         for part in rows:
             index.add(np.arange(start, start + len(part)), part)
             start += len(part)
+        index._segments[0].codes = Codes.of(rows[0])
         allowed = np.ones(112, bool)
         allowed[barred] = False
         truth = reference(query, np.concatenate(rows))
