@@ -75,6 +75,16 @@ def seconds(*works: Callable[[], Any], repeat: int) -> list[float]:
     return [float(np.median(taken)) for taken in times]
 
 
+def awake(work: Callable[[], Any]) -> float:
+    """Its time, begun when OpenMP's threads of the work before have gone to sleep, and this one has not."""
+    until = time.perf_counter() + 0.02
+    while time.perf_counter() < until:
+        pass
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
 def peak() -> str:
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB"
 
@@ -274,7 +284,7 @@ def tuned(rows: Array, queries: Array, repeat: int) -> None:
                 return index._index.search(turned_ask, 10, params=p)
 
             targets.append(recall(search()))
-            pairs = [seconds(raw, search, repeat=1) for _ in range(3 * repeat)]
+            pairs = [(awake(raw), awake(search)) for _ in range(3 * repeat)]
             one, other = (1e3 * float(np.median(times)) for times in zip(*pairs, strict=True))
             ratio = float(np.median([b / a for a, b in pairs]))
             beside.append(f"| {target} on {of}: {chosen.settings}, {chosen.depth} | {one:.1f} | {other:.1f} | {ratio:.2f} |")

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from embell.errors import CollectionError, MissingExtraError, UsageError
 from embell.indexers.codes import turned
 from embell.indexers.vector_index import Array
+from embell.indexers.workers import each_on_a_core
 
 _TRAIN = 200_000
 _TRIED = 4000
 _NUMBER = 8
 """Bytes of a row's number in a list."""
 _BLOCK = 65_536
-
-_SPINS = "GOMP_SPINCOUNT"
-_WAITING = {_SPINS, "OMP_WAIT_POLICY"}
+_FEWEST_QUERIES = 32
+"""Queries for each core from which on each finds the candidates of its own share."""
 
 Progress = Callable[[str, float], None]
 """Told the stage and the share of it that is done."""
@@ -31,21 +30,10 @@ Settings = dict[str, int]
 
 
 def load_faiss() -> Any:
-    """FAISS. Its wheel brings an OpenMP that asks the environment once, when it is loaded, how long idle threads wait awake.
-
-    By default some milliseconds, in which a core is missing to those who score what FAISS has found. Not changed where FAISS or that OpenMP
-    was loaded before.
-    """
-    ours = "faiss" not in sys.modules and not _WAITING & os.environ.keys()
-    if ours:
-        os.environ[_SPINS] = "10000"
     try:
         import faiss
     except ImportError as error:
         raise MissingExtraError("FAISS is needed: pip install 'embell[cpu]' (or 'embell[gpu]' for CUDA)") from error
-    finally:
-        if ours:
-            os.environ.pop(_SPINS, None)  # another thread may have been here
     return faiss
 
 
@@ -151,8 +139,26 @@ class FaissIndex:
         return self._found(queries, min(round(depth * k), total), settings)[1]
 
     def _found(self, queries: Array, k: int, settings: Settings, depth: float = 1) -> tuple[Array, Array]:
-        found: tuple[Array, Array] = self._index.search(_turned(queries), k, params=_parameters(self._index, settings, depth))
-        return found
+        """Scores and positions, each core finding those of its share of the queries.
+
+        FAISS would share them out itself, by OpenMP, whose idle threads then wait awake for some milliseconds: a core would be missing to the
+        exact scores that come next.
+        """
+        faiss, cores = load_faiss(), torch.get_num_threads()
+        parameters = _parameters(self._index, settings, depth)
+
+        def find(some: Array) -> tuple[Array, Array]:
+            found: tuple[Array, Array] = self._index.search(_turned(some), k, params=parameters)
+            return found
+
+        def alone(some: Array) -> tuple[Array, Array]:
+            faiss.omp_set_num_threads(torch.get_num_threads())  # one, and for this thread only
+            return find(some)
+
+        if cores == 1 or len(queries) < cores * _FEWEST_QUERIES:
+            return find(queries)
+        scores, positions = zip(*(found for _, found in each_on_a_core(alone, np.array_split(queries, cores))), strict=True)
+        return np.concatenate(scores), np.concatenate(positions)
 
     @property
     def _refined(self) -> bool:

@@ -207,6 +207,20 @@ def test_ten_thousand_equal_rows_are_ordered_by_key(monkeypatch: pytest.MonkeyPa
         assert len(set(scores[0].tolist())) == 1
 
 
+@pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF8,SQ8"])
+def test_faiss_finds_for_queries_shared_out_among_the_cores_what_it_finds_for_each(factory: str) -> None:
+    import faiss
+
+    rows, queries = unit_rows(11, 2000, 24).astype(np.float16), unit_rows(12, 501, 24)
+    index = FaissIndex(24, factory)
+    index.add(np.arange(2000), rows)
+    threads = faiss.omp_get_max_threads()
+    found = index.positions(queries, 10, 2)
+    assert found.shape == (501, 20)
+    np.testing.assert_array_equal(found, np.concatenate([index.positions(query[None], 10, 2) for query in queries]))
+    assert faiss.omp_get_max_threads() == threads
+
+
 @pytest.mark.parametrize("mixed", [True, False])
 @pytest.mark.parametrize("int8", [True, False])
 def test_an_index_from_files_and_newer_rows_are_the_reference_to_few_queries_and_many(
