@@ -71,9 +71,13 @@ def tune(directory: str, recall: float, queries: Path | None, memory: int | None
     embell tune papers.embell --recall 0.95 --queries questions.txt --plot recall.png
     """
     from embell.cli.layer_plot import check_matplotlib
+    from embell.cli.outputs import check_outputs
     from embell.engine.collection import Collection
 
     if plot is not None:
+        check_outputs(plot=str(plot))
+        if plot.suffix.lower() != ".png":
+            raise click.UsageError(f"--plot {plot}: the file must end in .png")
         check_matplotlib()
     collection = Collection.open(directory)
     asked = None if queries is None else _questions(queries)

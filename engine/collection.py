@@ -528,6 +528,8 @@ class Collection:
     def _search(
         self, queries: Array, k: int, where: str | None, offset: int, min_score: float | None, chunks: bool, without: str | None
     ) -> list[list[Hit]]:
+        if min_score is not None and not np.isfinite(min_score):
+            raise UsageError(f"min_score is a cosine, and {min_score} is none")
         snapshot = self._look()
         chunked = self._manifest.chunk is not None
         grouped = chunked and not chunks

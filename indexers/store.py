@@ -341,13 +341,25 @@ class Store:
 
     @staticmethod
     def check_condition(where: str) -> None:
-        """Refuse an empty condition, and one on the table's inner columns: a field of such a name is stored under another.
+        """Refuse an empty condition, what would not stay within parentheses, and the table's inner columns: a field of such a name is stored under another.
+
+        What stands after a closing parenthesis too many is no error to LanceDB: it would be forgotten, and the rest be searched, or deleted.
 
         Raises UsageError.
         """
         if not where.strip():
             raise UsageError("--where is empty; give a condition on the metadata columns")
-        words = re.findall(r"\w+", re.sub(r"'[^']*'", "", where))
+        bare = re.sub(r"'[^']*'", "", where)
+        depth = 0
+        for mark in re.findall(r"[()]", re.sub(r'"[^"]*"|`[^`]*`', "", bare)):
+            depth += 1 if mark == "(" else -1
+            if depth < 0:
+                break
+        if depth:
+            raise UsageError(f"--where {where!r}: a parenthesis is not closed, or closed without being open")
+        if re.search(r"\?|\$\d", bare):
+            raise UsageError(f"--where {where!r}: ? and $1 would be placeholders, which nothing fills; write the value itself")
+        words = re.findall(r"\w+", bare)
         for inner in ("key", "text_hash", "metadata_hash", "vector"):
             if inner in words:
                 raise UsageError(

@@ -497,12 +497,22 @@ def test_conditions_see_metadata_only_and_are_read_to_their_end(tiny: Encoder, t
     collection.add([Document("a", "one", {"key": 5}), Document("b", "two", {"key": 9})])
     assert [hit.id for hit in collection.search("one", where="key_ > 6")] == ["b"]
     assert [hit.id for hit in collection.search("one", where="id = 'key'")] == []
-    for where in ("key > 6", "vector IS NULL", "", "  ", "1 = 1 -- x", "id = 'a'; drop"):
+    assert [hit.id for hit in collection.search("one", where="(text = ')' OR id IN ('b', '?', ')$1'))")] == ["b"]
+    beyond = ("id = 'a')", "id = 'a') x", "id = 'a') OR (true", "id = 'a'))))", "(id = 'a'", ")", "key_ = ?", "key_ = $1")
+    for where in ("key > 6", "vector IS NULL", "", "  ", "1 = 1 -- x", "id = 'a'; drop", *beyond):
         with pytest.raises(UsageError):
             collection.search("one", where=where)
         with pytest.raises(UsageError):
             collection.delete(where=where)
     assert len(collection) == 2
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_least_score_that_is_none_is_refused(score: float, tiny: Encoder, tmp_path: Path) -> None:
+    collection = Collection.create(tmp_path / "c", tiny)
+    collection.add([Document("a", "one")])
+    with pytest.raises(UsageError, match="min_score"):
+        collection.search("one", min_score=score)
 
 
 def test_what_cannot_be_used_is_handed_over_and_the_rest_goes_in(tiny: Encoder, tmp_path: Path) -> None:

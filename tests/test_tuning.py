@@ -455,6 +455,8 @@ def test_tune_and_optimize_on_the_command_line(embell: Run, inside: Run, tmp_pat
     }  # fmt: skip
     assert "nothing to draw" in done.err
     inside("tune", target, "--recall", "1.5").fails(2, "recall must lie between 0 and 1")
+    inside("tune", target, "--recall", "0.9", "--plot", tmp_path / "curve.txt").fails(2, "must end in .png")
+    inside("tune", target, "--recall", "0.9", "--plot", tmp_path / "none" / "curve.png").fails(2, "there is no directory")
     asked = tmp_path / "asked.jsonl"
     asked.write_text('{"text": "one"}\n{"question": "two"}\n')
     inside("tune", target, "--recall", "0.9", "--queries", asked).fails(2, f"{asked}:2: no question")
