@@ -77,7 +77,7 @@ class DocumentsFile:
         """Whether the row at each position fits a condition: bool; None if only LanceDB can tell."""
         if not len(self.keys):
             return np.zeros(0, bool)
-        if '"' in where:  # LanceDB takes it for a string, DataFusion for a name
+        if '"' in where:  # versions of LanceDB differ about what is a name and what a string there
             return None
         try:
             table = self._asked()
