@@ -300,11 +300,16 @@ def _looks_ahead_itself(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[st
 
 
 def _differing(model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Two random texts of six tokens, `(1, 6)` each, that differ in their last token only."""
+    """Two random texts of six tokens, `(1, 6)` each, that differ in their last token only, to the model as well: tokens may have equal rows."""
     vocabulary = int(_text_config(model).vocab_size)
     first = torch.randint(0, vocabulary, (1, 6), generator=torch.Generator().manual_seed(0))
     second = first.clone()
-    second[0, -1] = (first[0, -1] + vocabulary // 2) % vocabulary
+    network: Any = model
+    rows, last = network.get_input_embeddings().weight, int(first[0, -1])
+    for step in range(vocabulary):
+        second[0, -1] = (last + vocabulary // 2 + step) % vocabulary
+        if not torch.equal(rows[second[0, -1]], rows[last]):
+            break
     return first, second
 
 

@@ -32,7 +32,8 @@ def test_the_model_is_on_stdout_and_all_else_on_stderr(embell: Run, world: World
     assert Encoder.load(tmp_path / "run" / "model").spec.start_layer == 2
 
     again = embell(*args, "--start-layer", "2")
-    assert (again.status, again.out, again.err) == (0, done.out, "")
+    told = f"{tmp_path / 'run'} is finished already; give another --output to train anew\n"
+    assert (again.status, again.out, again.err) == (0, done.out, told)
     embell(*args, "--start-layer", "1").fails(2, "start_layer = 2, not 1", "--output")
     by_config = embell("train", "contrastive", "--config", tmp_path / "run" / "config.toml", "--output", tmp_path / "copy")
     assert by_config.status == 0, by_config

@@ -371,6 +371,15 @@ def test_a_fresh_student_is_nearly_a_bag_of_the_teacher_s_vectors(world: World, 
         fresh_student(ShapeOptions(hidden=64, heads=2, vocabulary=300), source, texts, tmp_path / "wide", 0, 0, 0)
 
 
+def test_a_fresh_student_has_no_more_tokens_than_its_texts_give(world: World, teacher: Path, tmp_path: Path) -> None:
+    texts = list(chain.from_iterable(world.groups))
+    source = Teacher(str(teacher), None, tmp_path / "kept", texts, True)
+    shape = replace(SHAPE, vocabulary=24_576)
+    student = Encoder.load(fresh_student(shape, source, texts, tmp_path / "student", 0, 5, 0), start_layer=1)
+    assert student.network.config.vocab_size == len(student.tokenizer) < 24_576
+    assert len(student.network.get_input_embeddings().weight) == len(student.tokenizer)
+
+
 def test_a_teacher_of_another_width(world: World, tmp_path: Path) -> None:
     narrow = Encoder.load(world.model, start_layer=2, dim=16)
     narrow.save(tmp_path / "narrow")

@@ -138,7 +138,11 @@ def distill(
             raise UsageError(
                 f"the student's vectors have {dim} components and the teacher's {source.dim}: only their similarities can be learnt; "
                 "give --cosine-weight 0"
-                + (", or --principal to learn the teacher's leading components" if dim < source.dim else "")
+                + (
+                    ", --principal to learn the teacher's leading components, or --aligned for a student that has learnt them before, as embell-mini has"
+                    if dim < source.dim
+                    else ""
+                )
             )
 
     if width is not None:

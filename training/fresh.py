@@ -111,9 +111,10 @@ def fresh_student(
         rows = torch.cat([rows, rows[first] + rows[second]])
         bags = Bags(tokenizer, texts, shape.positions)
         rows = fit(rows, bags, teacher, shape.epsilon, fit_steps, seed)
+    if len(rows) < shape.vocabulary:  # the texts have no more tokens to give
+        network.resize_token_embeddings(len(rows))
     with torch.no_grad():
-        network.embed_tokens.weight.zero_()
-        network.embed_tokens.weight[: len(rows)] = rows
+        network.embed_tokens.weight[:] = rows
         for name, weight in network.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 weight.mul_(RESIDUAL)

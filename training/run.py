@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class RunOptions:
 
     Attributes:
         epochs: times that each row is seen
-        steps: stop after so many steps, whatever the epochs say
+        steps: at most so many steps, however many the epochs would be
         batch: rows (pairs, triplets, texts) in a batch; in contrastive training all of them are each other's negatives
         chunk: texts that are run at a time; smaller than the batch, memory is that of a chunk and each text runs twice
         accumulate: batches whose gradients are added up for a step
@@ -145,7 +146,10 @@ def begin(run: Path, config: str) -> Path | None:
             for folder in ("student", "tokenizer"):
                 shutil.rmtree(run / folder, ignore_errors=True)
             path.write_text(config, encoding="utf-8")
-        return run / MODEL if (run / MODEL).is_dir() else None
+        if (run / MODEL).is_dir():
+            print(f"{run} is finished already; give another --output to train anew", file=sys.stderr)
+            return run / MODEL
+        return None
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UsageError(f"{run} exists and holds no run; give another --output")
     run.mkdir(parents=True, exist_ok=True)
