@@ -398,6 +398,26 @@ def test_rows_without_common_texts_are_all_seen(rows: int, batch: int, seed: int
         assert plan_batches(texts, batch, epochs, seed + 1) != found
 
 
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 30), st.integers(31, 60), st.lists(st.integers(0, 90), max_size=3)), min_size=2, max_size=40
+    ),
+    batch=st.integers(2, 9),
+)
+def test_rows_share_negatives_with_each_other_but_no_row_s_negative_is_a_text_of_another(
+    rows: list[tuple[int, int, list[int]]], batch: int
+) -> None:
+    pairs = [(f"{query}", f"{positive}") for query, positive, _ in rows]
+    negatives = [[f"{one}" for one in listed] for _, _, listed in rows]
+    for numbers in plan_batches(pairs, batch, 1.0, 0, negatives):
+        own = [text for row in numbers for text in pairs[row]]
+        assert len(own) == len(set(own))
+        for row in numbers:
+            assert not set(negatives[row]) & {text for other in numbers if other != row for text in pairs[other]}
+    same = [(f"q{row}", f"p{row}") for row in range(40)]
+    assert [len(numbers) for numbers in plan_batches(same, 16, 1.0, 0, [["n"]] * 40)] == [16, 16, 8]
+
+
 def test_few_classes_use_up_their_rows() -> None:
     """Ten labels as positives: a batch holds each once, however large it was to be."""
     texts = [(f"question {row}", f"label {row % 10}") for row in range(500)]

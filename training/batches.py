@@ -43,12 +43,15 @@ class Batches(Dataset[Examples]):
         return self._make(self._plan[index])
 
 
-def plan_batches(texts: Sequence[Sequence[str]], batch: int, epochs: float, seed: int) -> list[list[int]]:
+def plan_batches(
+    texts: Sequence[Sequence[str]], batch: int, epochs: float, seed: int, negatives: Sequence[Sequence[str]] | None = None
+) -> list[list[int]]:
     """Row numbers of each batch over all epochs, shuffled anew in each.
 
-    `texts` holds the texts of each row. A text never stands twice in a batch, where it would be its own negative (the
-    collator of AnglE drops such rows; here they go into a later batch). What is left of an epoch is left out when it fills
-    less than half of the epoch's first batch.
+        `texts` holds the texts of each row. A text never stands twice in a batch, where it would be its own negative (the
+        collator of AnglE drops such rows; here they go into a later batch). `negatives` are further texts of each row: rows may share those among
+    each other, but they are no text of another row's. What is left of an epoch is left out when it fills
+        less than half of the epoch's first batch.
     """
     order = torch.Generator().manual_seed(seed)
     whole, part = int(epochs), epochs - int(epochs)
@@ -60,12 +63,15 @@ def plan_batches(texts: Sequence[Sequence[str]], batch: int, epochs: float, seed
         while waiting:
             taken: list[int] = []
             seen: set[str] = set()
+            wrong: set[str] = set()
             put_off: list[int] = []
             while waiting and len(taken) < batch:
                 row = waiting.popleft()
-                if seen.isdisjoint(texts[row]):
+                others = negatives[row] if negatives is not None else ()
+                if seen.isdisjoint(texts[row]) and wrong.isdisjoint(texts[row]) and seen.isdisjoint(others):
                     taken.append(row)
                     seen.update(texts[row])
+                    wrong.update(others)
                 else:
                     put_off.append(row)
             if found and 2 * len(taken) < len(found[0]):

@@ -88,7 +88,8 @@ def contrastive(
 
     def make(rows: Sequence[int]) -> Examples:
         chosen = [triplets[row] for row in rows]
-        columns = [[row.query for row in chosen], [row.positive for row in chosen], [n for row in chosen for n in row.negatives]]
+        shared = list(dict.fromkeys(negative for row in chosen for negative in row.negatives))
+        columns = [[row.query for row in chosen], [row.positive for row in chosen], shared]
         columns = columns if columns[2] else columns[:2]
         kinds: tuple[Kind, ...] = ("query", "document", "document")
         targets = {}
@@ -105,7 +106,8 @@ def contrastive(
 
         return losses.nested(one, deep, shallow, nesting.widths)
 
-    plan = plan_batches([row.texts for row in triplets], run.batch, run.epochs, run.seed)
+    pairs, negatives = [(row.query, row.positive) for row in triplets], [row.negatives for row in triplets]
+    plan = plan_batches(pairs, run.batch, run.epochs, run.seed, negatives)
     if all(len(rows) == 1 and not triplets[rows[0]].negatives for rows in plan):
         raise CorpusError(f"{data[0]}: all rows share a text, so none can be another's negative; give rows of different texts")
     train(student, Batches(plan, make), loss, output, run, scorer(student, evaluate))

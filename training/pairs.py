@@ -28,10 +28,6 @@ class Triplet:
     positive: str
     negatives: tuple[str, ...] = ()
 
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return self.query, self.positive, *self.negatives
-
 
 @dataclass(frozen=True)
 class Scored:
