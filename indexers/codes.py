@@ -27,6 +27,8 @@ _BLOCK = 1024
 _LOOSE_SHARE = 1e-4
 _SLACK = 3e-6
 """What float32 arithmetic may lose in a coarse score beside the coding."""
+FEW_QUERIES = 4
+"""Up to so many queries are multiplied with codes as bfloat16, by a kernel that reads each code once."""
 _WIDEST_MIXED = 2**14
 """Components whose products, of codes and whole numbers up to 8, float32 adds up exactly."""
 _FILES = ("codes.npy", "codes_of_rows.npz")
@@ -58,11 +60,13 @@ def mixed_products(dim: int) -> bool:
     if not able or dim % 32 or dim > _WIDEST_MIXED:
         return False
     rows = (torch.arange(67 * dim) * 37 % 255 - 127).to(torch.int8).view(67, dim)
-    asked = (torch.arange(4 * dim) * 11 % 17 - 8).to(torch.bfloat16).view(4, dim)
+    asked = (torch.arange(FEW_QUERIES * dim) * 11 % 17 - 8).to(torch.bfloat16).view(FEW_QUERIES, dim)
     asked[0] = rows[0].sign()
     right = (asked.double() @ rows.double().T).bfloat16()
     ones = torch.ones(67, dtype=torch.bfloat16)
-    return all(torch.equal(torch._weight_int8pack_mm(asked[:some], rows, ones), right[:some]) for some in range(1, 5))
+    return all(
+        torch.equal(torch._weight_int8pack_mm(asked[:some], rows, ones), right[:some]) for some in range(1, FEW_QUERIES + 1)
+    )
 
 
 @dataclass(frozen=True)

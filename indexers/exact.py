@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embell.indexers.codes import Codes, QueryCodes, int8_products, mixed_products, renormalise
+from embell.indexers.codes import FEW_QUERIES, Codes, QueryCodes, int8_products, mixed_products, renormalise
 from embell.indexers.cut_rows import CutRows, sketch_for
 from embell.indexers.shortlist import GROUP, LOWEST, Block, Shortlist, maxima, ranks
 from embell.indexers.vector_index import Array
@@ -27,8 +27,6 @@ from embell.indexers.workers import each_on_a_core
 
 QUERIES = 512
 """Queries that are answered together."""
-_FEW_QUERIES = 4
-"""Up to so many queries are multiplied with codes as bfloat16, by a kernel that reads each code once."""
 _FEWEST_QUERIES = 128
 """Queries for each core from which on each answers its own share."""
 _PRODUCTS = 2**20
@@ -345,7 +343,7 @@ class ExactIndex:
             start += len(segment.rows)
 
     def _multiplies_mixed(self, queries: int) -> bool:
-        return self._mixed and queries <= _FEW_QUERIES
+        return self._mixed and queries <= FEW_QUERIES
 
     def _loose(self, queries: int, allowed: Array | None, until: int | None) -> Array:
         """Positions whose codes say nothing: candidates whatever these queries, so many, ask."""

@@ -349,9 +349,9 @@ class Store:
         """
         if not where.strip():
             raise UsageError("--where is empty; give a condition on the metadata columns")
-        bare = re.sub(r"'[^']*'", "", where)
+        bare = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "", where)
         depth = 0
-        for mark in re.findall(r"[()]", re.sub(r'"[^"]*"|`[^`]*`', "", bare)):
+        for mark in re.findall(r"[()]", bare):
             depth += 1 if mark == "(" else -1
             if depth < 0:
                 break
@@ -359,7 +359,7 @@ class Store:
             raise UsageError(f"--where {where!r}: a parenthesis is not closed, or closed without being open")
         if re.search(r"\?|\$\d", bare):
             raise UsageError(f"--where {where!r}: ? and $1 would be placeholders, which nothing fills; write the value itself")
-        words = re.findall(r"\w+", bare)
+        words = re.findall(r"\w+", re.sub(r"'[^']*'", "", where))
         for inner in ("key", "text_hash", "metadata_hash", "vector"):
             if inner in words:
                 raise UsageError(

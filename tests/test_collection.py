@@ -498,6 +498,9 @@ def test_conditions_see_metadata_only_and_are_read_to_their_end(tiny: Encoder, t
     assert [hit.id for hit in collection.search("one", where="key_ > 6")] == ["b"]
     assert [hit.id for hit in collection.search("one", where="id = 'key'")] == []
     assert [hit.id for hit in collection.search("one", where="(text = ')' OR id IN ('b', '?', ')$1'))")] == ["b"]
+    collection.add([Document("c", "three", {"what (?": 1})])
+    assert [hit.id for hit in collection.search("one", where="`what (?` = 1")] == ["c"]
+    collection.delete(where="id = 'c'")
     beyond = ("id = 'a')", "id = 'a') x", "id = 'a') OR (true", "id = 'a'))))", "(id = 'a'", ")", "key_ = ?", "key_ = $1")
     for where in ("key > 6", "vector IS NULL", "", "  ", "1 = 1 -- x", "id = 'a'; drop", *beyond):
         with pytest.raises(UsageError):

@@ -48,10 +48,10 @@ def plan_batches(
 ) -> list[list[int]]:
     """Row numbers of each batch over all epochs, shuffled anew in each.
 
-        `texts` holds the texts of each row. A text never stands twice in a batch, where it would be its own negative (the
-        collator of AnglE drops such rows; here they go into a later batch). `negatives` are further texts of each row: rows may share those among
+    `texts` holds the texts of each row. A text never stands twice in a batch, where it would be its own negative (the
+    collator of AnglE drops such rows; here they go into a later batch). `negatives` are further texts of each row: rows may share those among
     each other, but they are no text of another row's. What is left of an epoch is left out when it fills
-        less than half of the epoch's first batch.
+    less than half of the epoch's first batch.
     """
     order = torch.Generator().manual_seed(seed)
     whole, part = int(epochs), epochs - int(epochs)
