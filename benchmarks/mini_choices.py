@@ -83,30 +83,31 @@ def start(teacher: Teacher, texts: list[str], work: Path, layers: int) -> Path:
 def pretrained(decoder: Path, texts: list[str], work: Path, steps: int) -> Path:
     """The student's layers after predicting next tokens over the fitted table, which stays as it is; the output has a table of its own."""
     folder = work / "pretrained"
-    if found := begin(folder, f"steps = {steps}\n"):
-        return found
-    with backbone.quietly():
-        network = LlamaForCausalLM.from_pretrained(decoder, tie_word_embeddings=False)
-    network.lm_head.weight.data.copy_(network.model.embed_tokens.weight.data)
-    network.model.embed_tokens.requires_grad_(False)
-    shape = ShapeOptions(**preset("new_layers", "hidden", "inner", "heads", "vocabulary", "positions", "epsilon"))
-    tokens = TokenisedTexts(Encoder.load(decoder, dtype="float32"))
-
-    def make(numbers: Any) -> Examples:
-        return Examples([[row for row in tokens([texts[at] for at in numbers], "document") if len(row.ids) > 1]])
-
-    def loss(deep: list[torch.Tensor], shallow: Any, targets: Any) -> torch.Tensor:
-        return deep[0][:, 0].sum() / deep[0][:, 1].sum()
-
-    def save(directory: Path) -> None:
+    with begin(folder, f"steps = {steps}\n", ()) as found:
+        if found:
+            return found
         with backbone.quietly():
-            network.model.save_pretrained(directory)
-            backbone.load_tokenizer(decoder).save_pretrained(directory)
+            network = LlamaForCausalLM.from_pretrained(decoder, tie_word_embeddings=False)
+        network.lm_head.weight.data.copy_(network.model.embed_tokens.weight.data)
+        network.model.embed_tokens.requires_grad_(False)
+        shape = ShapeOptions(**preset("new_layers", "hidden", "inner", "heads", "vocabulary", "positions", "epsilon"))
+        tokens = TokenisedTexts(Encoder.load(decoder, dtype="float32"))
 
-    run = RunOptions(steps=steps, batch=256, learning_rate=1.5e-3, optimizer="muon", report_every=25)
-    plan = plan_batches([()] * len(texts), run.batch, run.epochs, run.seed)
-    train(next_token._NextToken(network, shape), Batches(plan, make), loss, folder, run)
-    return finish(folder, save)
+        def make(numbers: Any) -> Examples:
+            return Examples([[row for row in tokens([texts[at] for at in numbers], "document") if len(row.ids) > 1]])
+
+        def loss(deep: list[torch.Tensor], shallow: Any, targets: Any) -> torch.Tensor:
+            return deep[0][:, 0].sum() / deep[0][:, 1].sum()
+
+        def save(directory: Path) -> None:
+            with backbone.quietly():
+                network.model.save_pretrained(directory)
+                backbone.load_tokenizer(decoder).save_pretrained(directory)
+
+        run = RunOptions(steps=steps, batch=256, learning_rate=1.5e-3, optimizer="muon", report_every=25)
+        plan = plan_batches([()] * len(texts), run.batch, run.epochs, run.seed)
+        train(next_token._NextToken(network, shape), Batches(plan, make), loss, folder, run, {})
+        return finish(folder, save)
 
 
 def measured(name: str, options: argparse.Namespace, teacher: Teacher, texts: list[str], held: list[str]) -> dict[str, float]:

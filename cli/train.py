@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 import click
 
+from embell.cli.environment import check_environment
 from embell.errors import MissingExtraError
 
 _RECIPES = {
@@ -39,7 +40,10 @@ class _Recipes(click.Group):
             ctx.fail(
                 f"No such recipe {args[0]!r}. " + (f"Did you mean {near[0]}?" if near else f"Known are {', '.join(_RECIPES)}.")
             )
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None and command is not None:
+            check_environment(ctx, name, command)
+        return name, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Recipes"):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _SCORES = ("score", "relatedness", "similarity", "label", "is_duplicate", "duplicate")
 _SIDES = (("sentence1", "sentence2"), ("question1", "question2"), ("text1", "text2"))
+_OTHER_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".gz", ".xz", ".zst")
 _DEPTH = 100
 
 
@@ -64,8 +65,10 @@ def read_pairs(path: Path, score_field: str | None = None) -> SentencePairs:
 
     The columns of the sentences may also be `question1` and `question2`, or `text1` and `text2`.
 
-    Raises CorpusError for a file without these columns, with a score that is no number, or with nothing to correlate.
+    Raises CorpusError for a file of another kind or without these columns, with a score that is no number, or with nothing to correlate.
     """
+    if path.suffix in _OTHER_KINDS:
+        raise CorpusError(f"{path}: scored pairs are read from plain TSV files with a header line, not from {path.suffix}")
     rows = _tsv(path)
     if not rows:
         raise CorpusError(f"{path}: empty")

@@ -333,6 +333,24 @@ def test_options_have_environment_variables(inside: Run, collection: Path, monke
     assert len(done.lines) == 2
 
 
+@pytest.mark.parametrize(
+    ("variable", "parts"),
+    [
+        ("EMBELL_SEARCH_KK", ("EMBELL_SEARCH_KK", "did you mean EMBELL_SEARCH_K?")),
+        ("EMBELL_SEARCH_QQQQQQ", ("embell search --help",)),
+        ("EMBELL_TRAIN_CONTRASTIVE_BATSH", ("did you mean EMBELL_TRAIN_CONTRASTIVE_BATCH?",)),
+        ("EMBELL_TRAIN_CONTRASTIV_BATCH", ("did you mean EMBELL_TRAIN_CONTRASTIVE_BATCH?",)),
+    ],
+)
+def test_a_misspelt_variable_is_refused(
+    inside: Run, collection: Path, monkeypatch: pytest.MonkeyPatch, variable: str, parts: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv(variable, "2")
+    command = ("train", "contrastive", "--help") if "TRAIN" in variable else ("search", collection, "cats")
+    inside(*command).fails(2, *parts)
+    assert inside("info", collection).status == 0  # another command's settings are its own affair
+
+
 def test_the_reader_of_the_output_may_leave(collection: Path) -> None:
     command = f'"{sys.executable}" -m embell search "{collection}" - --json | head -n 1'
     done = subprocess.run(command, shell=True, input="cats\n" * 200, capture_output=True, text=True)

@@ -106,7 +106,15 @@ def test_a_mistake_is_one_line_and_does_not_block_the_next_start(inside: Run, wo
         (start("--depths", "7"), 2, ("depth 7", "4 layers")),
         (start("--widths", "999"), 2, ("width 999", "32")),
         (start("--evaluate", tmp_path / "held.tsv"), 1, ("held.tsv", "no such file")),
-        (start("--guide", world.model), 2, ("mask_above",)),
+        (start("--evaluate", world.triplets), 1, ("triplets.jsonl", "TSV", ".jsonl")),
+        (start("--evaluate-every", "5"), 2, ("--evaluate-every", "--evaluate")),
+        (start("--guide", world.model), 2, ("--mask-above",)),
+        (start("--guide", world.model, "--mask-above", "2"), 2, ("mask_above", "2.0")),
+        (start("--lora-dropout", "0.1"), 2, ("--lora-dropout", "--lora-rank")),
+        (start("--no-merge"), 2, ("--no-merge", "--lora-rank")),
+        (start("--lora-dropout", "7", "--lora-rank", "4"), 2, ("lora_dropout", "7.0")),
+        (start("--nli", "--negative", "foo"), 2, ("--negative", "--nli")),
+        (start("--max-length", "999"), 2, ("--max-length 999", "128 tokens")),
         (start("--learning-rate", "fast"), 2, ("--learning-rate", "fast")),
         (start("--batsh", "8"), 2, ("--batsh", "--batch")),
         (start("--schedule", "linaer"), 2, ("linaer", "linear")),
@@ -129,6 +137,30 @@ def test_a_mistake_is_one_line_and_does_not_block_the_next_start(inside: Run, wo
     inside("train", "contrastiv").fails(2, "contrastiv", "contrastive")
     inside("train", "contrastive", "--output", run).fails(2, "--data")
     inside("train", "distill", "--data", world.texts, "--output", tmp_path / "d").fails(2, "--teacher")
+
+    def distil(*args: str | Path) -> Ran:
+        return inside("train", "distill", "--data", world.texts, "--output", run, *QUICK, *args)
+
+    teacher = ("--teacher", world.model)
+    new = (*teacher, "--model", "new")
+    distil(*teacher, "--hidden", "64").fails(2, "--hidden", "--model new")
+    distil(*teacher, "--fit-steps", "5").fails(2, "--fit-steps", "--model new")
+    distil(*teacher, "--first", "foo").fails(2, "--first", "--teacher")
+    distil(*teacher, "--near-weight", "-1").fails(2, "near_weight", "-1.0")
+    distil(*teacher, "--cosine-weight", "0", "--similarity-weight", "0").fails(2, "nothing would be learnt", "near_weight")
+    distil(*new, "--phrases", "5", "--fit-steps", "0").fails(2, "--phrases", "--fit-steps")
+    distil(*new, "--phrases", "500", "--vocabulary", "300").fails(2, "from 0 to 42", "500")
+    distil("--cross-encoder", world.judge, "--principal").fails(2, "--principal", "--teacher")
+    distil("--cross-encoder", world.judge, "--score", "foo").fails(2, "--score", "--cross-encoder")
+
+    def pretrained(*args: str | Path) -> Ran:
+        return inside("train", "pretrain", "--data", world.texts, "--output", tmp_path / "p", *QUICK, *args)
+
+    pretrained("--piece", "300", "--positions", "200").fails(2, "200 of --positions", "300")
+    pretrained("--tokenizer", world.model, "--vocabulary", "300").fails(2, "--vocabulary", "--tokenizer")
+    pretrained("--held-out", "0", "--evaluate-every", "5").fails(2, "--evaluate-every", "--held-out")
+    assert not (tmp_path / "p").exists()
+
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("")
     inside("train", "pretrain", "--data", world.texts, "--output", tmp_path / "mine").fails(2, "mine", "holds no run")

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, TrainingArguments
 
 import embell.training.contrastive as contrastive_module
@@ -119,6 +120,8 @@ def test_a_process_that_was_killed_goes_on(world: World, tmp_path: Path) -> None
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    with pytest.raises(EmbellError, match=r"killed: another process trains here; .*--output"):
+        start_of(world, steps=24, threads=1)(tmp_path / "killed")
     process.kill()
     assert process.finish()[0] == -9
     assert not (tmp_path / "killed" / "model").exists()
@@ -210,6 +213,69 @@ def test_settings_may_change_until_there_is_a_checkpoint(world: World, tmp_path:
     with pytest.raises(UsageError, match="batch = 8, not 16"):
         start_of(world, steps=6)(run)
     assert_equal_weights(start(run), start(tmp_path / "other"))
+
+
+def _other_weights(model: Path) -> None:
+    path = model / "model.safetensors"
+    save_file({name: 1.1 * tensor for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+
+
+def test_what_a_run_began_with_must_stay_while_it_has_a_checkpoint(world: World, calm: Path, tmp_path: Path) -> None:
+    data, model = tmp_path / "triplets.jsonl", tmp_path / "model"
+    shutil.copy(world.triplets, data)
+    shutil.copytree(world.model, model)
+    options = run_options(checkpoint_every=4, report_every=2)
+
+    def start() -> Path:
+        return contrastive((data,), tmp_path / "cut", str(model), encoder=OPTIONS, run=options)
+
+    cut_off(start, 10)
+    whole = data.read_text()
+    data.write_text(whole + whole[: whole.index("\n") + 1])
+    with pytest.raises(UsageError, match=r"cut: the data changed since this run began; put it back .*--output"):
+        start()
+    data.write_text(whole)
+    _other_weights(model)
+    with pytest.raises(UsageError, match=r"cut: the model changed since this run began"):
+        start()
+    shutil.copy(world.model / "model.safetensors", model)
+    assert_equal_weights(calm, start())
+
+
+def test_data_may_change_until_there_is_a_checkpoint(world: World, tmp_path: Path) -> None:
+    data = tmp_path / "texts.jsonl"
+    shutil.copy(world.texts, data)
+
+    def start(output: Path) -> Path:
+        return pretrain((data,), output, shape=SHAPE, run=run_options(steps=6))
+
+    cut_off(lambda: start(tmp_path / "cut"), 3)
+    before = (tmp_path / "cut" / "tokenizer" / "tokenizer.json").read_text()
+    data.write_text(data.read_text().replace("A", "WORDS OF ANOTHER KIND"))  # which give another tokenizer, too
+    assert_equal_weights(start(tmp_path / "calm"), start(tmp_path / "cut"))
+    tokenizers = [(tmp_path / run / "model" / "tokenizer.json").read_text() for run in ("calm", "cut")]
+    assert tokenizers[0] == tokenizers[1] != before
+
+
+def test_a_changed_teacher_is_told(world: World, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(world.model, teacher)
+    options = run_options(checkpoint_every=4, report_every=2)
+
+    def start() -> Path:
+        return distill((world.texts,), tmp_path / "run", str(world.model), teacher=str(teacher), encoder=OPTIONS, run=options)
+
+    cut_off(start, 6)
+    _other_weights(teacher)
+    with pytest.raises(UsageError, match="the teacher changed since this run began"):
+        start()
+
+
+def test_the_last_steps_are_reported(world: World, tmp_path: Path) -> None:
+    start_of(world, report_every=5, steps=7)(tmp_path / "run")
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 5, 7]
+    start_of(world, report_every=1, steps=7)(tmp_path / "each")
+    assert losses(tmp_path / "run")[2] == pytest.approx(sum(losses(tmp_path / "each")[5:]) / 2, rel=1e-5)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(world: World, tmp_path: Path) -> None:

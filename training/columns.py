@@ -81,7 +81,7 @@ def read_columns(
         values[role] = []
     if not paths:
         raise UsageError("no data: give --data FILE")
-    files = [file for path in paths for file in _tables(path)]
+    files = [file for path in paths for file in tables(path)]
     met: set[str] = set()
     for file in files:
         met |= _Columns(file, wanted, optional, names, classes, table).read()
@@ -94,7 +94,7 @@ def read_columns(
 # Files and rows
 
 
-def _tables(path: Path) -> list[TableFile]:
+def tables(path: Path) -> list[TableFile]:
     """The files of a path. Raises CorpusError if it does not exist or holds no table."""
     if str(path) == "-":
         raise CorpusError("-: training reads files, not stdin; write the rows to a file")

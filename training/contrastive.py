@@ -19,7 +19,7 @@ from embell.training import losses
 from embell.training.batches import Batches, Examples, plan_batches
 from embell.training.nesting import NestingOptions
 from embell.training.pairs import read_nli, read_triplets
-from embell.training.recipe import to_toml
+from embell.training.recipe import refuse, to_toml
 from embell.training.run import RunOptions, begin, finish, train
 from embell.training.scores import require, scorer
 from embell.training.student import EncoderOptions, LoraOptions, Student
@@ -69,46 +69,62 @@ def contrastive(
     model that cannot.
     """
     if (guide is None) != (mask_above is None):
-        raise UsageError("guide and mask_above belong together: an encoder, and the cosine above which nothing is a negative")
+        raise UsageError("--guide and --mask-above belong together: an encoder, and the cosine above which nothing is a negative")
+    if mask_above is not None and not -1 < mask_above < 1:
+        raise UsageError(f"mask_above is a cosine, from above -1 to below 1, not {mask_above}")
     if temperature <= 0:
         raise UsageError(f"temperature must be more than 0, not {temperature}")
     if run.batch < 2:
         raise UsageError("batch must be at least 2: a query needs the positives of others to be told from")
-    require(evaluate)
+    if nli:
+        refuse(
+            contrastive,
+            locals(),
+            ("query", "positive", "negative"),
+            "with --nli, whose columns are premise, hypothesis and label",
+        )
+    lora.check()
+    require(evaluate, run)
     run.start()
-    if finished := begin(output, to_toml(contrastive, locals())):
-        return finished
-    triplets = read_nli(data) if nli else read_triplets(data, query, positive, negative)
-    if len(triplets) < 2:
-        raise CorpusError(f"{data[0]}: one pair is not enough, a query needs the positives of others to be told from")
-    student = Student(encoder.load(model), nesting.depths, lora)
-    nesting.check(student.encoder.dim)
-    guard = None if guide is None else Encoder.load(guide, dtype=run.frozen_dtype)
-    tokens = TokenisedTexts(student.encoder)
+    with begin(output, to_toml(contrastive, locals()), data) as finished:
+        if finished:
+            return finished
+        triplets = read_nli(data) if nli else read_triplets(data, query, positive, negative)
+        if len(triplets) < 2:
+            raise CorpusError(f"{data[0]}: one pair is not enough, a query needs the positives of others to be told from")
+        student = Student(encoder.load(model), nesting.depths, lora)
+        nesting.check(student.encoder.dim)
+        guard = None if guide is None else Encoder.load(guide, dtype=run.frozen_dtype)
+        tokens = TokenisedTexts(student.encoder)
 
-    def make(rows: Sequence[int]) -> Examples:
-        chosen = [triplets[row] for row in rows]
-        shared = list(dict.fromkeys(negative for row in chosen for negative in row.negatives))
-        columns = [[row.query for row in chosen], [row.positive for row in chosen], shared]
-        columns = columns if columns[2] else columns[:2]
-        kinds: tuple[Kind, ...] = ("query", "document", "document")
-        targets = {}
-        if guard is not None and mask_above is not None:
-            vectors = [torch.from_numpy(guard.encode(c, k)) for c, k in zip(columns, kinds, strict=False)]
-            negatives = vectors[2] if len(vectors) > 2 else None
-            targets["masked"] = losses.false_negatives(vectors[0], vectors[1], negatives, mask_above)
-        return Examples([tokens(c, k) for c, k in zip(columns, kinds, strict=False)], targets)
+        def make(rows: Sequence[int]) -> Examples:
+            chosen = [triplets[row] for row in rows]
+            shared = list(dict.fromkeys(negative for row in chosen for negative in row.negatives))
+            columns = [[row.query for row in chosen], [row.positive for row in chosen], shared]
+            columns = columns if columns[2] else columns[:2]
+            kinds: tuple[Kind, ...] = ("query", "document", "document")
+            targets = {}
+            if guard is not None and mask_above is not None:
+                vectors = [torch.from_numpy(guard.encode(c, k)) for c, k in zip(columns, kinds, strict=False)]
+                negatives = vectors[2] if len(vectors) > 2 else None
+                targets["masked"] = losses.false_negatives(vectors[0], vectors[1], negatives, mask_above)
+            return Examples([tokens(c, k) for c, k in zip(columns, kinds, strict=False)], targets)
 
-    def loss(deep: list[Tensor], shallow: dict[int, list[Tensor]], targets: dict[str, Tensor]) -> Tensor:
-        def one(vectors: list[Tensor]) -> Tensor:
-            negatives = vectors[2] if len(vectors) > 2 else None
-            return losses.contrastive(vectors[0], vectors[1], negatives, temperature, targets.get("masked"))
+        def loss(deep: list[Tensor], shallow: dict[int, list[Tensor]], targets: dict[str, Tensor]) -> Tensor:
+            def one(vectors: list[Tensor]) -> Tensor:
+                negatives = vectors[2] if len(vectors) > 2 else None
+                return losses.contrastive(vectors[0], vectors[1], negatives, temperature, targets.get("masked"))
 
-        return losses.nested(one, deep, shallow, nesting.widths)
+            return losses.nested(one, deep, shallow, nesting.widths)
 
-    pairs, negatives = [(row.query, row.positive) for row in triplets], [row.negatives for row in triplets]
-    plan = plan_batches(pairs, run.batch, run.epochs, run.seed, negatives)
-    if all(len(rows) == 1 and not triplets[rows[0]].negatives for rows in plan):
-        raise CorpusError(f"{data[0]}: all rows share a text, so none can be another's negative; give rows of different texts")
-    train(student, Batches(plan, make), loss, output, run, scorer(student, evaluate))
-    return finish(output, student.finish)
+        pairs, negatives = [(row.query, row.positive) for row in triplets], [row.negatives for row in triplets]
+        plan = plan_batches(pairs, run.batch, run.epochs, run.seed, negatives)
+        if all(len(rows) == 1 and not triplets[rows[0]].negatives for rows in plan):
+            raise CorpusError(
+                f"{data[0]}: all rows share a text, so none can be another's negative; give rows of different texts"
+            )
+        made_of = {"model": student.encoder.spec.fingerprint}
+        if guard is not None:
+            made_of["guide"] = guard.spec.fingerprint
+        train(student, Batches(plan, make), loss, output, run, made_of, scorer(student, evaluate))
+        return finish(output, student.finish)

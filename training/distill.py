@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,7 +18,7 @@ from embell.training.batches import Batches, Examples, plan_batches
 from embell.training.fresh import ShapeOptions, fresh_student
 from embell.training.nesting import NestingOptions
 from embell.training.pairs import read_groups, read_scored, read_sentence_pairs
-from embell.training.recipe import to_toml
+from embell.training.recipe import refuse, to_toml
 from embell.training.run import RunOptions, begin, finish, last_checkpoint, train
 from embell.training.scores import require, scorer
 from embell.training.student import EncoderOptions, LoraOptions, Student
@@ -27,6 +27,7 @@ from embell.training.texts import TokenisedTexts
 from embell.training.vocabulary import train_tokenizer
 
 NEW = "new"
+_WEIGHTS = ("cosine_weight", "similarity_weight", "near_weight")
 DEPTH_WEIGHT, WIDTH_WEIGHT = 0.4, 0.3
 """What an early exit, and a narrower vector, count beside the whole one."""
 
@@ -101,88 +102,118 @@ def distill(
         raise UsageError("give what to learn from: --teacher, --cross-encoder, or the --score column of one")
     if teacher is not None and (cross_encoder is not None or score is not None):
         raise UsageError("give a teacher or a cross-encoder (or its scores), not both")
-    if (
-        temperature <= 0
-        or min(cosine_weight, similarity_weight, near_weight) < 0
-        or not cosine_weight + similarity_weight + near_weight
-    ):
-        raise UsageError("temperature must be more than 0, the weights not less than 0, and one of them more")
+    if temperature <= 0:
+        raise UsageError(f"temperature must be more than 0, not {temperature}")
+    for name, weight in zip(_WEIGHTS, (cosine_weight, similarity_weight, near_weight), strict=True):
+        if weight < 0:
+            raise UsageError(f"{name} cannot be negative, as {weight} is")
+    if not cosine_weight + similarity_weight + near_weight:
+        raise UsageError(f"nothing would be learnt: one of {', '.join(_WEIGHTS)} must be more than 0")
     if model == NEW and teacher is None:
         raise UsageError('a "new" model starts from a teacher\'s vectors of its tokens; give a --teacher')
     if aligned and (principal or model == NEW):
-        raise UsageError("aligned is for a student that has its axes already: without principal, and not for a new model")
-    if phrases and (not fit_steps or model != NEW or not 0 < phrases <= shape.vocabulary - 258):
-        raise UsageError("phrases are tokens of a new model's vocabulary, beside 258 others, and need fit_steps")
+        raise UsageError("--aligned is for a student that has its axes already: without --principal, and not for --model new")
+    if not 0 <= phrases <= max(0, shape.vocabulary - 258):
+        raise UsageError(
+            f"phrases must be from 0 to {shape.vocabulary - 258}, the --vocabulary less 258 other tokens, not {phrases}"
+        )
+    if phrases and not fit_steps:
+        raise UsageError("--phrases are chosen by a fitted token table; give --fit-steps more than 0")
     if fit_steps < 0:
         raise UsageError(f"fit_steps cannot be negative, as {fit_steps} is")
-    require(evaluate)
-    run.start()
-    if finished := begin(output, to_toml(distill, locals())):
-        return finished
+    if model != NEW:
+        refuse(
+            distill, locals(), [*(field.name for field in fields(ShapeOptions)), "fit_steps", "phrases"], "without --model new"
+        )
     if teacher is None:
-        return _from_scores(data, output, model, cross_encoder, first, second, score, evaluate, encoder, lora, nesting, run)
+        refuse(
+            distill, locals(), (*_WEIGHTS, "teacher_length", "principal", "aligned", "text", "temperature"), "without --teacher"
+        )
+    else:
+        refuse(distill, locals(), ("first", "second"), "with --teacher, whose texts are in one column")
+    if cross_encoder is not None:
+        refuse(distill, locals(), ("score",), "with --cross-encoder, which gives the scores")
+    lora.check()
+    require(evaluate, run)
+    run.start()
+    with begin(output, to_toml(distill, locals()), data) as finished:
+        if finished:
+            return finished
+        if teacher is None:
+            return _from_scores(data, output, model, cross_encoder, first, second, score, evaluate, encoder, lora, nesting, run)
 
-    width = _tried(shape, encoder, nesting, lora) if model == NEW else None
-    groups = read_groups(data, text)
-    texts = [one for group in groups for one in group]
-    begins = torch.tensor([0, *map(len, groups)]).cumsum(0).tolist()
-    numbers: dict[str, int] = {}  # a text that comes again has the same vector
-    places = [numbers.setdefault(one, len(numbers)) for one in texts]
-    distinct = list(numbers)
-    source = Teacher(
-        teacher, teacher_length, output / "teacher", distinct, principal, run.frozen_dtype, last_checkpoint(output) is not None
-    )
+        width = _tried(shape, encoder, nesting, lora) if model == NEW else None
+        groups = read_groups(data, text)
+        texts = [one for group in groups for one in group]
+        begins = torch.tensor([0, *map(len, groups)]).cumsum(0).tolist()
+        numbers: dict[str, int] = {}  # a text that comes again has the same vector
+        places = [numbers.setdefault(one, len(numbers)) for one in texts]
+        distinct = list(numbers)
+        source = Teacher(
+            teacher,
+            teacher_length,
+            output / "teacher",
+            distinct,
+            principal,
+            run.frozen_dtype,
+            last_checkpoint(output) is not None,
+        )
 
-    def check(dim: int) -> None:
-        if cosine_weight and dim != source.dim and not ((principal or aligned) and dim < source.dim):
-            raise UsageError(
-                f"the student's vectors have {dim} components and the teacher's {source.dim}: only their similarities can be learnt; "
-                "give --cosine-weight 0"
-                + (
-                    ", --principal to learn the teacher's leading components, or --aligned for a student that has learnt them before, as embell-mini has"
-                    if dim < source.dim
-                    else ""
+        def check(dim: int) -> None:
+            if cosine_weight and dim != source.dim and not ((principal or aligned) and dim < source.dim):
+                raise UsageError(
+                    f"the student's vectors have {dim} components and the teacher's {source.dim}: only their similarities can be learnt; "
+                    "give --cosine-weight 0"
+                    + (
+                        ", --principal to learn the teacher's leading components, or --aligned for a student that has learnt them before, as embell-mini has"
+                        if dim < source.dim
+                        else ""
+                    )
                 )
+
+        if width is not None:
+            check(width)
+        start = (
+            fresh_student(shape, source, distinct, output / "student", run.seed, fit_steps, phrases) if model == NEW else model
+        )
+        student = Student(encoder.load(start), nesting.depths, lora)
+        nesting.check(student.encoder.dim)
+        dim = student.encoder.dim
+        check(dim)
+        if aligned:
+            source.turn_towards(student.encoder)
+        tokens = TokenisedTexts(student.encoder)
+
+        def make(rows: Sequence[int]) -> Examples:
+            chosen = [at for row in rows for at in range(begins[row], begins[row + 1])]
+            return Examples(
+                [tokens([texts[at] for at in chosen], "document")], {"teacher": source([places[at] for at in chosen])}
             )
 
-    if width is not None:
-        check(width)
-    start = fresh_student(shape, source, distinct, output / "student", run.seed, fit_steps, phrases) if model == NEW else model
-    student = Student(encoder.load(start), nesting.depths, lora)
-    nesting.check(student.encoder.dim)
-    dim = student.encoder.dim
-    check(dim)
-    if aligned:
-        source.turn_towards(student.encoder)
-    tokens = TokenisedTexts(student.encoder)
+        def loss(deep: list[Tensor], shallow: dict[int, list[Tensor]], targets: dict[str, Tensor]) -> Tensor:
+            """Slices learn similarities alone: their cosine to the teacher's slice is part of that of the whole."""
+            view = losses.batch_view(targets["teacher"], temperature)
 
-    def make(rows: Sequence[int]) -> Examples:
-        chosen = [at for row in rows for at in range(begins[row], begins[row + 1])]
-        return Examples([tokens([texts[at] for at in chosen], "document")], {"teacher": source([places[at] for at in chosen])})
+            def one(vectors: Tensor, whole: bool) -> Tensor:
+                found = similarity_weight * losses.to_similarities(vectors, view, temperature)
+                if whole and cosine_weight:
+                    found = found + cosine_weight * losses.to_teacher(vectors, targets["teacher"][:, :dim])
+                if near_weight:
+                    found = found + near_weight * losses.to_near_cosines(vectors, targets["teacher"])
+                return found
 
-    def loss(deep: list[Tensor], shallow: dict[int, list[Tensor]], targets: dict[str, Tensor]) -> Tensor:
-        """Slices learn similarities alone: their cosine to the teacher's slice is part of that of the whole."""
-        view = losses.batch_view(targets["teacher"], temperature)
+            at_depths = [deep[0], *(vectors[0] for vectors in shallow.values())]
+            total = one(deep[0], True)
+            for vectors in at_depths[1:]:
+                total = total + DEPTH_WEIGHT * one(vectors, True)
+            for width in nesting.widths:
+                total = total + WIDTH_WEIGHT * one(deep[0][:, :width], False)
+            return total
 
-        def one(vectors: Tensor, whole: bool) -> Tensor:
-            found = similarity_weight * losses.to_similarities(vectors, view, temperature)
-            if whole and cosine_weight:
-                found = found + cosine_weight * losses.to_teacher(vectors, targets["teacher"][:, :dim])
-            if near_weight:
-                found = found + near_weight * losses.to_near_cosines(vectors, targets["teacher"])
-            return found
-
-        at_depths = [deep[0], *(vectors[0] for vectors in shallow.values())]
-        total = one(deep[0], True)
-        for vectors in at_depths[1:]:
-            total = total + DEPTH_WEIGHT * one(vectors, True)
-        for width in nesting.widths:
-            total = total + WIDTH_WEIGHT * one(deep[0][:, :width], False)
-        return total
-
-    plan = plan_batches(groups, run.batch, run.epochs, run.seed)
-    train(student, Batches(plan, make), loss, output, run, scorer(student, evaluate))
-    return finish(output, student.finish)
+        plan = plan_batches(groups, run.batch, run.epochs, run.seed)
+        made_of = {"model": student.encoder.spec.fingerprint}  # the teacher knows by itself
+        train(student, Batches(plan, make), loss, output, run, made_of, scorer(student, evaluate))
+        return finish(output, student.finish)
 
 
 def _tried(shape: ShapeOptions, encoder: EncoderOptions, nesting: NestingOptions, lora: LoraOptions) -> int:
@@ -228,5 +259,8 @@ def _from_scores(
         return losses.nested(one, deep, shallow, nesting.widths)
 
     plan = plan_batches([()] * len(pairs.first), run.batch, run.epochs, run.seed)
-    train(student, Batches(plan, make), loss, output, run, scorer(student, evaluate))
+    made_of = {"model": student.encoder.spec.fingerprint}
+    if judge is not None:
+        made_of["cross-encoder"] = judge.fingerprint
+    train(student, Batches(plan, make), loss, output, run, made_of, scorer(student, evaluate))
     return finish(output, student.finish)

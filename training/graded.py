@@ -58,30 +58,35 @@ def graded(
     Raises UsageError for settings that contradict each other, CorpusError for data that cannot be used, EncoderError for a
     model that cannot.
     """
-    if tau <= 0 or angle_weight < 0:
-        raise UsageError("tau must be more than 0, and angle_weight not less")
+    if tau <= 0:
+        raise UsageError(f"tau must be more than 0, not {tau}")
+    if angle_weight < 0:
+        raise UsageError(f"angle_weight cannot be negative, as {angle_weight} is")
     if run.batch < 2:
         raise UsageError("batch must be at least 2: pairs are compared with each other")
-    require(evaluate)
+    lora.check()
+    require(evaluate, run)
     run.start()
-    if finished := begin(output, to_toml(graded, locals())):
-        return finished
-    pairs = read_scored(data, first, second, score)
-    student = Student(encoder.load(model), nesting.depths, lora)
-    nesting.check(student.encoder.dim)
-    tokens = TokenisedTexts(student.encoder)
+    with begin(output, to_toml(graded, locals()), data) as finished:
+        if finished:
+            return finished
+        pairs = read_scored(data, first, second, score)
+        student = Student(encoder.load(model), nesting.depths, lora)
+        nesting.check(student.encoder.dim)
+        tokens = TokenisedTexts(student.encoder)
 
-    def make(rows: Sequence[int]) -> Examples:
-        columns = [tokens([part[row] for row in rows], "document") for part in (pairs.first, pairs.second)]
-        return Examples(columns, {"scores": torch.tensor([pairs.scores[row] for row in rows])})
+        def make(rows: Sequence[int]) -> Examples:
+            columns = [tokens([part[row] for row in rows], "document") for part in (pairs.first, pairs.second)]
+            return Examples(columns, {"scores": torch.tensor([pairs.scores[row] for row in rows])})
 
-    def loss(deep: list[Tensor], shallow: dict[int, list[Tensor]], targets: dict[str, Tensor]) -> Tensor:
-        def one(vectors: list[Tensor]) -> Tensor:
-            return losses.graded(vectors[0], vectors[1], targets["scores"], tau, angle_weight)
+        def loss(deep: list[Tensor], shallow: dict[int, list[Tensor]], targets: dict[str, Tensor]) -> Tensor:
+            def one(vectors: list[Tensor]) -> Tensor:
+                return losses.graded(vectors[0], vectors[1], targets["scores"], tau, angle_weight)
 
-        return losses.nested(one, deep, shallow, nesting.widths)
+            return losses.nested(one, deep, shallow, nesting.widths)
 
-    # A sentence may stand in several pairs of a batch: they are compared by their scores, nothing is a negative.
-    plan = plan_batches([()] * len(pairs.scores), run.batch, run.epochs, run.seed)
-    train(student, Batches(plan, make), loss, output, run, scorer(student, evaluate))
-    return finish(output, student.finish)
+        # A sentence may stand in several pairs of a batch: they are compared by their scores, nothing is a negative.
+        plan = plan_batches([()] * len(pairs.scores), run.batch, run.epochs, run.seed)
+        made_of = {"model": student.encoder.spec.fingerprint}
+        train(student, Batches(plan, make), loss, output, run, made_of, scorer(student, evaluate))
+        return finish(output, student.finish)

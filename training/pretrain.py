@@ -20,7 +20,7 @@ from embell.training.batches import Batches, Examples, plan_batches
 from embell.training.fresh import ShapeOptions
 from embell.training.packed_llama import PackedLlama
 from embell.training.pairs import read_groups
-from embell.training.recipe import to_toml
+from embell.training.recipe import refuse, to_toml
 from embell.training.run import RunOptions, begin, finish, train, training_device
 from embell.training.vocabulary import train_tokenizer
 
@@ -30,7 +30,7 @@ def pretrain(
     output: Path,
     text: str | None = None,
     tokenizer: str | None = None,
-    piece: int = 256,
+    piece: int | None = None,
     held_out: float = 0.01,
     device: str = "cpu",
     shape: ShapeOptions = ShapeOptions(),  # noqa: B008
@@ -46,7 +46,7 @@ def pretrain(
         output: directory of the run
         text: column of the texts; default: text, texts, sentence or content
         tokenizer: directory or hub id of a tokenizer to use; default: one is trained on the data
-        piece: tokens of a text at a time; longer ones are cut into pieces
+        piece: tokens of a text at a time; longer ones are cut into pieces; default: 256, or the positions if those are fewer
         held_out: share of the pieces that perplexity is measured on, at most 1 000 of them
         device: cpu, or a GPU such as cuda
         shape: the shape of a new decoder
@@ -54,56 +54,67 @@ def pretrain(
 
     Raises UsageError for settings that mean nothing, CorpusError for data that cannot be used, EncoderError for a device that cannot.
     """
-    if piece < 2 or not 0 <= held_out < 1:
-        raise UsageError("piece must be at least 2 tokens, and held_out a share from 0 to below 1")
+    if not 0 <= held_out < 1:
+        raise UsageError(f"held_out is a share from 0 to below 1, not {held_out}")
+    long = min(256, shape.positions) if piece is None else piece
+    if not 2 <= long <= shape.positions:
+        raise UsageError(f"piece must be from 2 tokens to the {shape.positions} of --positions, not {long}")
+    if tokenizer is not None:
+        refuse(pretrain, locals(), ("vocabulary",), "with --tokenizer, which has one")
+    if not held_out:
+        refuse(pretrain, locals(), ("evaluate_every",), "where --held-out is 0")
     target = training_device(device)
     shape.config()
     run.start()
-    if finished := begin(output, to_toml(pretrain, locals())):
-        return finished
-    texts = list(chain.from_iterable(read_groups(data, text)))
-    folder = output / "tokenizer"
-    if tokenizer is None and not (folder / "tokenizer.json").is_file():
-        train_tokenizer(texts, shape.vocabulary, shape.positions).save_pretrained(folder)
-    words = backbone.load_tokenizer(folder if tokenizer is None else backbone.find(tokenizer, None))
-    pieces = [
-        ids[begin : begin + piece]
-        for at in range(0, len(texts), 10_000)
-        for ids in words(texts[at : at + 10_000], add_special_tokens=False, verbose=False)["input_ids"]
-        for begin in range(0, len(ids), piece)
-        if len(ids) - begin > 1  # one token alone has no next
-    ]
-    kept = min(1000, int(held_out * len(pieces)))
-    order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(run.seed)).tolist()
-    aside, rows = [TokenRow(pieces[at], 0, len(pieces[at])) for at in order[:kept]], order[kept:]
-    if not rows:
-        raise CorpusError(f"{data[0]}: no text has two tokens to learn from")
-    config = shape.config()
-    config.vocab_size, config.pad_token_id = len(words), words.pad_token_id
-    torch.manual_seed(run.seed)
-    network = LlamaForCausalLM(config).to(target)  # type: ignore[arg-type]  # stubs of a decorated method
-    model = _NextToken(network, shape)
+    with begin(output, to_toml(pretrain, locals()), data) as finished:
+        if finished:
+            return finished
+        texts = list(chain.from_iterable(read_groups(data, text)))
+        folder = output / "tokenizer"
+        if tokenizer is None and not (folder / "tokenizer.json").is_file():
+            train_tokenizer(texts, shape.vocabulary, shape.positions).save_pretrained(folder)
+        folder = folder if tokenizer is None else backbone.find(tokenizer, None)
+        words = backbone.load_tokenizer(folder)
+        pieces = [
+            ids[begin : begin + long]
+            for at in range(0, len(texts), 10_000)
+            for ids in words(texts[at : at + 10_000], add_special_tokens=False, verbose=False)["input_ids"]
+            for begin in range(0, len(ids), long)
+            if len(ids) - begin > 1  # one token alone has no next
+        ]
+        kept = min(1000, int(held_out * len(pieces)))
+        order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(run.seed)).tolist()
+        aside, rows = [TokenRow(pieces[at], 0, len(pieces[at])) for at in order[:kept]], order[kept:]
+        if not rows:
+            raise CorpusError(f"{data[0]}: no text has two tokens to learn from")
+        config = shape.config()
+        config.vocab_size, config.pad_token_id = len(words), words.pad_token_id
+        torch.manual_seed(run.seed)
+        network = LlamaForCausalLM(config).to(target)  # type: ignore[arg-type]  # stubs of a decorated method
+        model = _NextToken(network, shape)
 
-    def make(numbers: Sequence[int]) -> Examples:
-        return Examples([[TokenRow(pieces[rows[at]], 0, len(pieces[rows[at]])) for at in numbers]])
+        def make(numbers: Sequence[int]) -> Examples:
+            return Examples([[TokenRow(pieces[rows[at]], 0, len(pieces[rows[at]])) for at in numbers]])
 
-    def loss(deep: list[Tensor], shallow: dict[int, list[Tensor]], targets: dict[str, Tensor]) -> Tensor:
-        return deep[0][:, 0].sum() / deep[0][:, 1].sum()
+        def loss(deep: list[Tensor], shallow: dict[int, list[Tensor]], targets: dict[str, Tensor]) -> Tensor:
+            return deep[0][:, 0].sum() / deep[0][:, 1].sum()
 
-    @torch.no_grad()
-    def measure() -> dict[str, float]:
-        found = [model(aside[begin : begin + 32])[0] for begin in range(0, len(aside), 32)]
-        total = torch.cat(found).sum(dim=0)
-        return {"perplexity": float((total[0] / total[1]).exp())}
+        @torch.no_grad()
+        def measure() -> dict[str, float]:
+            found = [model(aside[begin : begin + 32])[0] for begin in range(0, len(aside), 32)]
+            total = torch.cat(found).sum(dim=0)
+            return {"perplexity": float((total[0] / total[1]).exp())}
 
-    def save(directory: Path) -> None:
-        with backbone.quietly():
-            network.save_pretrained(directory)
-            words.save_pretrained(directory)
+        def save(directory: Path) -> None:
+            with backbone.quietly():
+                network.save_pretrained(directory)
+                words.save_pretrained(directory)
 
-    plan = plan_batches([()] * len(rows), run.batch, run.epochs, run.seed)
-    train(model, Batches(plan, make), loss, output, run, measure if aside else None)
-    return finish(output, save)
+        plan = plan_batches([()] * len(rows), run.batch, run.epochs, run.seed)
+        train(
+            model, Batches(plan, make), loss, output, run, {"tokenizer": backbone.fingerprint(folder)}, measure if aside else None
+        )
+        return finish(output, save)
 
 
 class _NextToken(nn.Module):

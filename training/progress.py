@@ -79,6 +79,8 @@ class Progress(TrainerCallback):
             raise EmbellError(f"the loss is no number any more at step {state.global_step}; give a lower --learning-rate")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self._steps:
+            control.should_log = True  # the last steps, too, where they are fewer than those of a report
         if self._evaluate is None:
             return
         if state.global_step == self._steps or (self._every and state.global_step % self._every == 0):

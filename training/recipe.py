@@ -14,7 +14,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -97,6 +97,16 @@ def configure(function: Recipe, toml: Path | None, given: Mapping[str, Any]) -> 
         group = {key.name: values[key.name] for key in known.values() if key.group == name}
         arguments[name] = hints[name](**group) if is_dataclass(hints[name]) else values[name]
     return arguments
+
+
+def refuse(function: Recipe, values: Mapping[str, Any], names: Collection[str], why: str) -> None:
+    """Raises UsageError if one of these settings is not at its default: it would change nothing, and `why`.
+
+    `values` are keyword arguments of the recipe, `names` those of its settings.
+    """
+    for key in keys(function):
+        if key.name in names and (getattr(values[key.group], key.name) if key.group else values[key.name]) != key.default:
+            raise UsageError(f"{key.flag} has no effect {why}; leave it out")
 
 
 def to_toml(function: Recipe, values: Mapping[str, Any]) -> str:

@@ -3,35 +3,42 @@
 RUN/config.toml      what was asked for, every value of it
 RUN/metrics.jsonl    a line per report: step, loss, learning rate, texts and tokens a second; and per evaluation
 RUN/plot.png         loss and scores over the steps (where matplotlib is installed)
+RUN/made_of.json     what the data and models were that it began with; gone with the checkpoints
 RUN/checkpoints/     the Trainer's; gone when the run is finished
+RUN/lock             held by the process that trains here
 RUN/model/           the encoder, for embell and for sentence-transformers
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
+import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import filelock
 import orjson
 import torch
 from torch import nn
 from transformers import TrainingArguments
 
 from embell.engine.hardware import cpu_has_bf16, pick_device
-from embell.errors import UsageError
+from embell.errors import CorpusError, EmbellError, UsageError
 from embell.training.batches import Batches
+from embell.training.columns import tables
 from embell.training.muon import MuonAdamW
 from embell.training.progress import Progress, draw
 from embell.training.trainer import COMPLETED, Completed, Loss, StudentTrainer
 
 CONFIG, METRICS, MODEL, CHECKPOINTS = "config.toml", "metrics.jsonl", "model", "checkpoints"
+LOCK, MADE_OF = "lock", "made_of.json"
 
 
 @dataclass(frozen=True)
@@ -125,42 +132,91 @@ def training_device(device: str | None) -> torch.device:
     return found
 
 
-def begin(run: Path, config: str) -> Path | None:
-    """Make the run's directory, or take it up again; returns the model if the run is finished.
+@contextmanager
+def begin(run: Path, config: str, data: Sequence[Path]) -> Iterator[Path | None]:
+    """Make the run's directory, or take it up again, and keep other processes out of it; gives the model if the run is finished.
 
-    What has no checkpoint yet may begin again with other settings. A recipe's own folders are then made anew, but for
+    What has no checkpoint yet may begin again with other settings or data. A recipe's own folders are then made anew, but for
     `teacher`, which knows itself what it was made of.
 
-    Raises UsageError if the directory holds a run with other settings, or something else.
+    Raises UsageError if the directory holds a run with other settings or on other data, or something else; EmbellError while
+    another process trains there; CorpusError for data that cannot be read.
     """
     path = run / CONFIG
-    if path.is_file():
-        old, new = (_settings(text) for text in (path.read_text(encoding="utf-8"), config))
-        if differing := [name for name in {**old, **new} if old.get(name) != new.get(name)]:
-            name = differing[0]
-            if (run / MODEL).is_dir() or last_checkpoint(run):
-                raise UsageError(
-                    f"{run} holds a run with {name} = {old.get(name, 'its default')}, not {new.get(name, 'its default')}; "
-                    "give the same settings to go on with it, or another --output"
-                )
+    if path.is_file() and (run / MODEL).is_dir():
+        _same_settings(run, config)
+        print(f"{run} is finished already; give another --output to train anew", file=sys.stderr)
+        yield run / MODEL
+        return
+    if run.exists() and not path.is_file() and (not run.is_dir() or any(one.name != LOCK for one in run.iterdir())):
+        raise UsageError(f"{run} exists and holds no run; give another --output")
+    made_of = {"data": _contents(data)}
+    run.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(run / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise EmbellError(f"{run}: another process trains here; wait for it, or give another --output") from None
+    try:
+        anew = path.is_file() and not _same_settings(run, config)
+        if _remember(run, made_of) or anew:
             for folder in ("student", "tokenizer"):
                 shutil.rmtree(run / folder, ignore_errors=True)
-            path.write_text(config, encoding="utf-8")
-        if (run / MODEL).is_dir():
-            print(f"{run} is finished already; give another --output to train anew", file=sys.stderr)
-            return run / MODEL
-        return None
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise UsageError(f"{run} exists and holds no run; give another --output")
-    run.mkdir(parents=True, exist_ok=True)
-    path.write_text(config, encoding="utf-8")
-    return None
+        path.write_text(config, encoding="utf-8")
+        yield None
+    finally:
+        lock.release()
+
+
+def _same_settings(run: Path, config: str) -> bool:
+    """Whether the run has these settings, but for `output`: it may have been moved.
+
+    Raises UsageError if it has others, and a checkpoint or a model.
+    """
+    old, new = (_settings(text) for text in ((run / CONFIG).read_text(encoding="utf-8"), config))
+    name = next((name for name in {**old, **new} if old.get(name) != new.get(name)), None)
+    if name is not None and ((run / MODEL).is_dir() or last_checkpoint(run)):
+        raise UsageError(
+            f"{run} holds a run with {name} = {old.get(name, 'its default')}, not {new.get(name, 'its default')}; "
+            "give the same settings to go on with it, or another --output"
+        )
+    return name is None
 
 
 def _settings(config: str) -> dict[str, str]:
-    """The lines of a configuration by name, but for `output`: a run may be moved."""
+    """The lines of a configuration by name, but for `output`."""
     lines = (line.partition(" = ") for line in config.splitlines())
     return {name: value for name, _, value in lines if name != "output"}
+
+
+def _contents(paths: Sequence[Path]) -> str:
+    """A hash of what stands in the tables of these paths."""
+    found = hashlib.sha256()
+    for file in (file for path in paths for file in tables(path)):
+        try:
+            with open(file.path, "rb") as opened:
+                found.update(f"{os.fstat(opened.fileno()).st_size};".encode())
+                while block := opened.read(1 << 20):
+                    found.update(block)
+        except OSError as error:
+            raise CorpusError(f"{file.label}: cannot be read ({error.strerror or error}); check the file") from error
+    return found.hexdigest()
+
+
+def _remember(run: Path, made_of: Mapping[str, str]) -> bool:
+    """Note what a run begins with; whether it began with something else before, and has no checkpoint of that.
+
+    Raises UsageError if it has one.
+    """
+    path = run / MADE_OF
+    before: dict[str, str] = orjson.loads(path.read_bytes()) if path.is_file() else {}
+    changed = [name for name, mark in made_of.items() if before.get(name, mark) != mark]
+    if changed and last_checkpoint(run) is not None:
+        raise UsageError(
+            f"{run}: the {changed[0]} changed since this run began; put it back to go on, or give another --output to begin anew"
+        )
+    path.write_bytes(orjson.dumps({**before, **made_of}))
+    return bool(changed)
 
 
 def train(
@@ -169,14 +225,16 @@ def train(
     loss: Loss,
     run: Path,
     options: RunOptions,
+    made_of: Mapping[str, str],
     evaluate: Callable[[], dict[str, float]] | None = None,
 ) -> None:
     """Train `model`, a Student or another module of the same calls, from the last checkpoint of `run` if there is one.
 
-    `evaluate` returns scores by name.
+    `made_of` tells, by name, hashes of the models that it begins with; `evaluate` returns scores by name.
 
-    Raises EmbellError if the loss is no number any more.
+    Raises UsageError if the checkpoint comes from others, EmbellError if the loss is no number any more.
     """
+    _remember(run, made_of)
     steps = math.ceil(len(batches) / options.accumulate)
     if options.steps is not None:
         steps = min(steps, options.steps)
@@ -248,6 +306,7 @@ def finish(run: Path, save: Callable[[Path], None]) -> Path:
     part.replace(run / MODEL)
     draw(run / METRICS, run / "plot.png")
     shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
+    (run / MADE_OF).unlink(missing_ok=True)
     return run / MODEL
 
 

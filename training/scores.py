@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from embell.engine.evaluation import evaluate_retrieval, evaluate_sts
-from embell.errors import CorpusError
+from embell.errors import CorpusError, UsageError
+from embell.training.run import RunOptions
 from embell.training.student import Student
 
 
-def require(sets: Sequence[Path]) -> None:
-    """Raises CorpusError for a set that does not exist."""
+def require(sets: Sequence[Path], run: RunOptions) -> None:
+    """Raises CorpusError for a set that does not exist, UsageError if there is none and it is to be measured on every so many steps."""
+    if run.evaluate_every and not sets:
+        raise UsageError("--evaluate-every has no effect without --evaluate; leave it out, or name a set")
     for path in sets:
         if not path.exists():
             raise CorpusError(f"{path}: no such file or folder to evaluate on")

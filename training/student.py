@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,10 @@ class EncoderOptions:
         )  # or there would be nothing with gradients
         encoder = Encoder.load(model, dtype="float32", **given)
         encoder.merge_adapter()  # one of the hub
+        if self.max_length is not None and encoder.spec.max_length < self.max_length:
+            raise UsageError(
+                f"--max-length {self.max_length} is more than the {encoder.spec.max_length} tokens that the model reads"
+            )
         return encoder
 
 
@@ -87,9 +91,17 @@ class LoraOptions:
     merge: bool = True
 
     def check(self) -> None:
-        """Raises UsageError for a value that means nothing."""
-        if self.lora_rank < 0 or (self.lora_alpha is not None and self.lora_alpha < 1) or not 0 <= self.lora_dropout < 1:
-            raise UsageError("lora_rank and lora_alpha must be at least 1, and lora_dropout a share from 0 to below 1")
+        """Raises UsageError for a value that means nothing, and for what an adapter would need if there is to be none."""
+        if self.lora_rank < 0:
+            raise UsageError(f"lora_rank cannot be negative, as {self.lora_rank} is")
+        if self.lora_alpha is not None and self.lora_alpha < 1:
+            raise UsageError(f"lora_alpha must be at least 1, not {self.lora_alpha}")
+        if not 0 <= self.lora_dropout < 1:
+            raise UsageError(f"lora_dropout is a share from 0 to below 1, not {self.lora_dropout}")
+        if not self.lora_rank and self != LoraOptions():
+            name = next(field.name for field in fields(self) if getattr(self, field.name) != field.default)
+            option = "--no-merge" if name == "merge" else f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} has no effect without --lora-rank; give that, or leave it out")
 
 
 class Student(nn.Module):

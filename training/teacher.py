@@ -43,7 +43,7 @@ class Teacher:
         if not (mark.is_file() and mark.read_text() == self.made_of):
             if mark.is_file() and begun:
                 raise UsageError(
-                    f"{folder.parent} holds a run on other texts, or of another teacher; put them back, or give another --output"
+                    f"{folder.parent}: the teacher changed since this run began; put it back to go on, or give another --output to begin anew"
                 )
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
@@ -121,6 +121,7 @@ class CrossEncoder:
         from transformers import AutoModelForSequenceClassification
 
         directory = backbone.find(model, None)
+        self.fingerprint = backbone.fingerprint(directory)
         self._tokenizer = backbone.load_tokenizer(directory)
         with backbone.quietly():
             try:

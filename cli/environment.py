@@ -1,0 +1,31 @@
+"""Settings in the environment: a misspelt one is refused, as a misspelt option is."""
+
+from __future__ import annotations
+
+import difflib
+import os
+
+import click
+
+from embell.errors import UsageError
+
+
+def check_environment(group: click.Context, name: str, command: click.Command) -> None:
+    """Raises UsageError for a variable that begins like those of a command's options and is none of them."""
+    prefix = f"{group.auto_envvar_prefix}_{name.upper()}_"
+    if isinstance(command, click.Group):
+        known = [f"{one.upper()}_" for one in command.list_commands(group)]
+        wrong = next((rest for rest in _after(prefix) if not rest.startswith(tuple(known))), None)
+        tried = (wrong or "").partition("_")[0] + "_"
+    else:
+        known = [option.name.upper() for option in command.get_params(group) if isinstance(option, click.Option) and option.name]
+        wrong = next((rest for rest in _after(prefix) if rest not in known), None)
+        tried = wrong or ""
+    if wrong is not None:
+        near = difflib.get_close_matches(tried, known, 1)
+        hint = f"did you mean {prefix}{near[0]}{wrong[len(tried) :]}?" if near else f"embell {name} --help lists its options"
+        raise UsageError(f"environment variable {prefix}{wrong} is no setting; {hint}")
+
+
+def _after(prefix: str) -> list[str]:
+    return sorted(variable.removeprefix(prefix) for variable in os.environ if variable.startswith(prefix))
