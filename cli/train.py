@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -30,6 +31,9 @@ class _Recipes(click.Group):
             return None
         if find_spec("accelerate") is None:  # importing it would load torch
             raise MissingExtraError("training needs accelerate: pip install 'embell[train]'")
+        if "OMP_WAIT_POLICY" not in os.environ:
+            # Threads of torch's OpenMP wait awake for milliseconds: where other work runs on the cores, that halves the pace.
+            os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         from embell.training.recipe import command
 
         return command(cmd_name, getattr(import_module(f"embell.training.{cmd_name}"), cmd_name))

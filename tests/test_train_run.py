@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -130,6 +131,54 @@ def test_a_process_that_was_killed_goes_on(world: World, tmp_path: Path) -> None
     assert "going on from step" in err
     assert_equal_weights(undisturbed, tmp_path / "killed" / "model")
     assert metrics(tmp_path / "calm") == metrics(tmp_path / "killed")
+
+
+def test_two_processes_make_steps_of_two_batches(world: World, tmp_path: Path) -> None:
+    """As torchrun starts them. Their gradients are averaged, so that a run is that of one process that accumulates over two batches."""
+    options = {
+        "batch": "8",
+        "steps": "4",
+        "learning-rate": "1e-4",
+        "precision": "float32",
+        "report-every": "1",
+        "start-layer": "2",
+    }
+    given = [
+        "train",
+        "contrastive",
+        "--data",
+        str(world.triplets),
+        "--model",
+        str(world.model),
+        "--evaluate",
+        str(world.held_out),
+    ]
+    given += [part for name, value in options.items() for part in (f"--{name}", value)]
+    alone = Started([*given, "--output", str(tmp_path / "alone"), "--accumulate", "2", "--threads", "1"])
+    assert alone.finish()[0] == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    several = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1",
+    }
+    both = [Started([*given, "--output", str(tmp_path / "both")], RANK=rank, LOCAL_RANK=rank, **several) for rank in ("0", "1")]
+    told = [process.finish() for process in both]
+    assert [(status, out) for status, out, _ in told] == [(0, f"{tmp_path / 'both' / 'model'}\n"), (0, "")], told
+    assert "step 4/4" in told[0][2]
+    assert "step" not in told[1][2]
+    one, two = metrics(tmp_path / "alone"), metrics(tmp_path / "both")
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for first, second in zip(one, two, strict=True):
+        if "loss" in first:
+            assert second["loss"] == pytest.approx(first["loss"], rel=1e-4)
+    expected = weights(tmp_path / "alone" / "model")
+    for name, tensor in weights(tmp_path / "both" / "model").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=2e-5)
 
 
 def _halve(path: Path) -> None:

@@ -85,7 +85,7 @@ def contrastive(
         )
     lora.check()
     require(evaluate, run)
-    run.start()
+    run.start(encoder.device)
     with begin(output, to_toml(contrastive, locals()), data) as finished:
         if finished:
             return finished
@@ -94,7 +94,7 @@ def contrastive(
             raise CorpusError(f"{data[0]}: one pair is not enough, a query needs the positives of others to be told from")
         student = Student(encoder.load(model), nesting.depths, lora)
         nesting.check(student.encoder.dim)
-        guard = None if guide is None else Encoder.load(guide, dtype=run.frozen_dtype)
+        guard = None if guide is None else Encoder.load(guide, dtype=run.frozen_dtype, device=run.frozen_device)
         tokens = TokenisedTexts(student.encoder)
 
         def make(rows: Sequence[int]) -> Examples:

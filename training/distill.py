@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from transformers import LlamaModel
 
@@ -135,29 +136,26 @@ def distill(
         refuse(distill, locals(), ("score",), "with --cross-encoder, which gives the scores")
     lora.check()
     require(evaluate, run)
-    run.start()
+    run.start(encoder.device)
     with begin(output, to_toml(distill, locals()), data) as finished:
         if finished:
             return finished
         if teacher is None:
             return _from_scores(data, output, model, cross_encoder, first, second, score, evaluate, encoder, lora, nesting, run)
 
-        width = _tried(shape, encoder, nesting, lora) if model == NEW else None
+        width = _tried(shape, encoder, nesting, lora) if model == NEW and PartialState().is_main_process else None
         groups = read_groups(data, text)
         texts = [one for group in groups for one in group]
         begins = torch.tensor([0, *map(len, groups)]).cumsum(0).tolist()
         numbers: dict[str, int] = {}  # a text that comes again has the same vector
         places = [numbers.setdefault(one, len(numbers)) for one in texts]
         distinct = list(numbers)
-        source = Teacher(
-            teacher,
-            teacher_length,
-            output / "teacher",
-            distinct,
-            principal,
-            run.frozen_dtype,
-            last_checkpoint(output) is not None,
-        )
+        begun = last_checkpoint(output) is not None
+        alone = PartialState().main_process_first  # the others find what the first has made
+        with alone():
+            source = Teacher(
+                teacher, teacher_length, output / "teacher", distinct, principal, run.frozen_dtype, begun, run.frozen_device
+            )
 
         def check(dim: int) -> None:
             if cosine_weight and dim != source.dim and not ((principal or aligned) and dim < source.dim):
@@ -173,15 +171,17 @@ def distill(
 
         if width is not None:
             check(width)
-        start = (
-            fresh_student(shape, source, distinct, output / "student", run.seed, fit_steps, phrases) if model == NEW else model
-        )
+        start = model
+        if model == NEW:
+            with alone():
+                start = fresh_student(shape, source, distinct, output / "student", run.seed, fit_steps, phrases)
         student = Student(encoder.load(start), nesting.depths, lora)
         nesting.check(student.encoder.dim)
         dim = student.encoder.dim
         check(dim)
         if aligned:
-            source.turn_towards(student.encoder)
+            with alone():
+                source.turn_towards(student.encoder)
         tokens = TokenisedTexts(student.encoder)
 
         def make(rows: Sequence[int]) -> Examples:

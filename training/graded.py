@@ -66,7 +66,7 @@ def graded(
         raise UsageError("batch must be at least 2: pairs are compared with each other")
     lora.check()
     require(evaluate, run)
-    run.start()
+    run.start(encoder.device)
     with begin(output, to_toml(graded, locals()), data) as finished:
         if finished:
             return finished

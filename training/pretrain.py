@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
@@ -65,14 +66,15 @@ def pretrain(
         refuse(pretrain, locals(), ("evaluate_every",), "where --held-out is 0")
     target = training_device(device)
     shape.config()
-    run.start()
+    run.start(device)
     with begin(output, to_toml(pretrain, locals()), data) as finished:
         if finished:
             return finished
         texts = list(chain.from_iterable(read_groups(data, text)))
         folder = output / "tokenizer"
-        if tokenizer is None and not (folder / "tokenizer.json").is_file():
-            train_tokenizer(texts, shape.vocabulary, shape.positions).save_pretrained(folder)
+        with PartialState().main_process_first():  # the others find what it has made
+            if tokenizer is None and not (folder / "tokenizer.json").is_file():
+                train_tokenizer(texts, shape.vocabulary, shape.positions).save_pretrained(folder)
         folder = folder if tokenizer is None else backbone.find(tokenizer, None)
         words = backbone.load_tokenizer(folder)
         pieces = [

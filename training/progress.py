@@ -24,14 +24,20 @@ if TYPE_CHECKING:
 class Progress(TrainerCallback):
     """Writes RUN/metrics.jsonl, and says the same on stderr: as a bar on a terminal, else as lines."""
 
-    def __init__(self, path: Path, steps: int, options: RunOptions, evaluate: Callable[[], dict[str, float]] | None) -> None:
-        """`path` is appended to; what a run that was cut off wrote after its last checkpoint is written again."""
-        self._path, self._steps, self._every, self._evaluate = path, steps, options.evaluate_every, evaluate
+    def __init__(
+        self, path: Path, steps: int, options: RunOptions, evaluate: Callable[[], dict[str, float]] | None, first: bool = True
+    ) -> None:
+        """`path` is appended to; what a run that was cut off wrote after its last checkpoint is written again.
+
+        Of several processes only the `first` evaluates and tells, of itself.
+        """
+        self._path, self._steps, self._every, self._first = path, steps, options.evaluate_every, first
+        self._evaluate = evaluate if first else None
         self._texts = self._tokens = 0
         self._begun = time.monotonic()
         self._bar: Bar | None = None
         self._task: Any = None
-        if sys.stderr.isatty():
+        if first and sys.stderr.isatty():
             columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"))
             self._bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True))
             self._task = self._bar.add_task("training", total=steps, said="")
@@ -47,6 +53,8 @@ class Progress(TrainerCallback):
             self._bar.stop()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self._first:
+            return
         _keep_until(self._path, state.global_step)
         self._begun = time.monotonic()
         if state.global_step:
@@ -55,7 +63,7 @@ class Progress(TrainerCallback):
             self._score(0)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if not logs or "loss" not in logs:
+        if not logs or "loss" not in logs or not self._first:
             return
         loss = float(logs["loss"])
         seconds = max(time.monotonic() - self._begun, 1e-9)

@@ -12,6 +12,7 @@ import difflib
 import inspect
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping
@@ -137,7 +138,9 @@ def command(name: str, function: Recipe) -> click.Command:
         }
         if given.get("start_layer") == "none" and "causal" in known:  # as in the other commands; in a file it means "not given"
             given["causal"] = True
-        click.echo(str(function(**configure(function, None if config is None else Path(config), given))))
+        model = function(**configure(function, None if config is None else Path(config), given))
+        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one tells
+            click.echo(str(model))
 
     about = inspect.cleandoc(function.__doc__ or "").split("\nArgs:\n")[0].strip()
     about_config = (

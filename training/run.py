@@ -5,7 +5,7 @@ RUN/metrics.jsonl    a line per report: step, loss, learning rate, texts and tok
 RUN/plot.png         loss and scores over the steps (where matplotlib is installed)
 RUN/made_of.json     what the data and models were that it began with; gone with the checkpoints
 RUN/checkpoints/     the Trainer's; gone when the run is finished
-RUN/lock             held by the process that trains here
+RUN/lock             held by the process that trains here, the first of several
 RUN/model/           the encoder, for embell and for sentence-transformers
 """
 
@@ -18,14 +18,16 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 import filelock
 import orjson
 import torch
+from accelerate import PartialState
 from torch import nn
 from transformers import TrainingArguments
 
@@ -39,6 +41,8 @@ from embell.training.trainer import COMPLETED, Completed, Loss, StudentTrainer
 
 CONFIG, METRICS, MODEL, CHECKPOINTS = "config.toml", "metrics.jsonl", "model", "checkpoints"
 LOCK, MADE_OF = "lock", "made_of.json"
+_PATIENCE = timedelta(days=7)
+"""Processes of one run wait so long for the first: it alone reads, fits and measures."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +95,19 @@ class RunOptions:
         """The numbers that a teacher or guide computes in; None: what the hardware is fast in."""
         return "float32" if self.precision == "float32" else None
 
-    def start(self) -> None:
-        """Set the seed and the threads of this process.
+    @property
+    def frozen_device(self) -> str | None:
+        """Where they compute; None: on all cards that there are. Of several processes each keeps to its own."""
+        state = PartialState()
+        return None if state.num_processes == 1 else str(state.device)
 
-        Raises UsageError for a value that means nothing.
+    def start(self, device: str | None) -> None:
+        """Set the seed and the threads of this process, and meet the others if there are any.
+
+        Raises UsageError for a value that means nothing, EncoderError for a device that cannot be used.
         """
         self._check()
+        PartialState(cpu=training_device(device).type == "cpu", timeout=_PATIENCE)
         torch.manual_seed(self.seed)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
@@ -134,7 +145,24 @@ def training_device(device: str | None) -> torch.device:
 
 @contextmanager
 def begin(run: Path, config: str, data: Sequence[Path]) -> Iterator[Path | None]:
-    """Make the run's directory, or take it up again, and keep other processes out of it; gives the model if the run is finished.
+    """Make the run's directory, or take it up again, and keep other runs out of it; gives the model if the run is finished.
+
+    Of several processes of one run the first does so, and the others begin when it has.
+
+    Raises what `_begin` raises.
+    """
+    state = PartialState()
+    with _begin(run, config, data) if state.is_main_process else nullcontext() as finished:
+        state.wait_for_everyone()
+        if not state.is_main_process:
+            finished = run / MODEL if (run / MODEL).is_dir() else None
+        yield finished
+        state.wait_for_everyone()
+
+
+@contextmanager
+def _begin(run: Path, config: str, data: Sequence[Path]) -> Iterator[Path | None]:
+    """Make the run's directory, or take it up again, and hold its lock; gives the model if the run is finished.
 
     What has no checkpoint yet may begin again with other settings or data. A recipe's own folders are then made anew, but for
     `teacher`, which knows itself what it was made of.
@@ -234,11 +262,14 @@ def train(
 
     Raises UsageError if the checkpoint comes from others, EmbellError if the loss is no number any more.
     """
-    _remember(run, made_of)
-    steps = math.ceil(len(batches) / options.accumulate)
+    state = PartialState()
+    if state.is_main_process:
+        _remember(run, made_of)
+    together = options.accumulate * state.num_processes  # batches of a step
+    steps = math.ceil(len(batches) / together)
     if options.steps is not None:
         steps = min(steps, options.steps)
-    batches = batches.first(steps * options.accumulate)  # so that a run that is taken up after its last step has none left
+    batches = batches.first(steps * together)  # so that a run that is taken up after its last step has none left
     device = next(model.parameters()).device
     bf16 = _bf16(options.precision, device)
     optimizer = MuonAdamW(
@@ -246,7 +277,7 @@ def train(
         precision=torch.bfloat16 if bf16 else torch.float32,
     )  # fmt: skip
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, options))
-    report = Progress(run / METRICS, steps, options, evaluate)
+    report = Progress(run / METRICS, steps, options, evaluate, state.is_main_process)
     arguments = TrainingArguments(
         output_dir=str(run / CHECKPOINTS),
         max_steps=steps,
@@ -289,9 +320,11 @@ def train(
                 if type(callback).__name__ == unwanted:
                     trainer.remove_callback(callback)
         last = last_checkpoint(run)
-        for other in (run / CHECKPOINTS).glob("checkpoint-*"):
-            if last is None or _step(other) > _step(last):
-                shutil.rmtree(other)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            for other in (run / CHECKPOINTS).glob("checkpoint-*"):
+                if last is None or _step(other) > _step(last):
+                    shutil.rmtree(other)
         try:
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
         finally:
@@ -299,7 +332,12 @@ def train(
 
 
 def finish(run: Path, save: Callable[[Path], None]) -> Path:
-    """Write the model, draw the plot, and drop the checkpoints; the model's directory appears when it is whole."""
+    """Write the model, draw the plot, and drop the checkpoints; the model's directory appears when it is whole.
+
+    Of several processes the first does it.
+    """
+    if not PartialState().is_main_process:
+        return run / MODEL
     part = run / f"{MODEL}.part"
     shutil.rmtree(part, ignore_errors=True)
     save(part)

@@ -61,7 +61,7 @@ class EncoderOptions:
             if self.start_layer is not None:
                 raise UsageError("a causal model has no start layer; give one of the two")
             given["start_layer"] = None
-        training_device(self.device)
+        given["device"] = str(training_device(self.device))  # one card: copies on others would not learn
         given["merge_adapter"] = (
             model is not None and (Path(model) / "adapter_config.json").is_file()
         )  # or there would be nothing with gradients

@@ -24,22 +24,23 @@ class Teacher:
 
     def __init__(
         self, model: str, length: int | None, folder: Path, texts: Sequence[str], principal: bool, dtype: str | None = None,
-        begun: bool = False,
+        begun: bool = False, device: str | None = None,
     ) -> None:  # fmt: skip
         """`length` tokens are read at a time and pieces averaged; `principal` turns the vectors to their principal axes.
 
-        `dtype` as for `Encoder.load`. With `begun`, what was computed before has been learnt from, and must be of the same texts.
+        `dtype` and `device` as for `Encoder.load`. With `begun`, what was computed before has been learnt from, and must be of the same texts.
 
         Raises EncoderError for a model that is no encoder, UsageError if texts or teacher are not those of a run that has begun.
         """
         options: dict[str, Any] = {} if length is None else {"max_length": length, "on_long": "chunk"}
-        self.encoder = Encoder.load(model, dtype=dtype, **options)
-        self._texts, self._folder, self._principal = texts, folder, principal
-        self._axes: Tensor | None = None
+        self.encoder = Encoder.load(model, dtype=dtype, device=device, **options)
+        self._texts, self._folder = texts, folder
         self.made_of = hashlib.sha256(
-            repr((self.encoder.spec.fingerprint, self.encoder.spec.dtype, length, list(texts))).encode(errors="surrogatepass")
+            repr(("known", self.encoder.spec.fingerprint, self.encoder.spec.dtype, length, list(texts))).encode(
+                errors="surrogatepass"
+            )
         ).hexdigest()
-        mark, path = folder / "made_of", folder / "vectors.f16"
+        mark, path, known = folder / "made_of", folder / "vectors.f16", folder / "known"
         if not (mark.is_file() and mark.read_text() == self.made_of):
             if mark.is_file() and begun:
                 raise UsageError(
@@ -47,10 +48,15 @@ class Teacher:
                 )
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            with path.open("wb") as file:
-                file.truncate(len(texts) * self.dim * 2)
+            for file, size in ((path, 2 * self.dim), (known, 1)):
+                with file.open("wb") as empty:
+                    empty.truncate(len(texts) * size)
             mark.write_text(self.made_of)
-        self._kept = np.memmap(path, np.float16, "r+", shape=(len(texts), self.dim))  # a row of zeros is not computed yet
+        self._kept = np.memmap(path, np.float16, "r+", shape=(len(texts), self.dim))
+        self._known = np.memmap(
+            known, bool, "r+", shape=len(texts)
+        )  # which rows are whole: one may have been cut, or is written to
+        self._axes = self._principal_axes() if principal else None
 
     @property
     def dim(self) -> int:
@@ -62,15 +68,14 @@ class Teacher:
         return self.turned(self._plain(np.asarray(chosen)))
 
     def _plain(self, rows: np.ndarray) -> Tensor:
-        missing = np.unique(rows[~self._kept[rows].any(axis=1)])
+        missing = np.unique(rows[~self._known[rows]])
         if len(missing):
             self._kept[missing] = self.encoder.encode([self._texts[row] for row in missing])
+            self._known[missing] = True
         return torch.nn.functional.normalize(torch.from_numpy(self._kept[rows].astype(np.float32)), dim=-1)
 
     def turned(self, vectors: Tensor) -> Tensor:
         """Vectors of length 1, turned to the principal axes if those are asked for, or towards a student's."""
-        if self._principal and self._axes is None:
-            self._axes = self._principal_axes()
         if self._axes is not None:
             vectors = vectors @ self._axes
         return torch.nn.functional.normalize(vectors, dim=-1)

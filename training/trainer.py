@@ -47,7 +47,8 @@ class StudentTrainer(Trainer):
         rows = examples.rows
         sizes = [len(column) for column in examples.columns]
         share = 1 / self.current_gradient_accumulation_steps
-        self._report.count(len(rows), sum(len(row.ids) for row in rows))
+        processes = self.args.world_size  # all of which are at batches of about this size
+        self._report.count(processes * len(rows), processes * sum(len(row.ids) for row in rows))
         targets = {name: tensor.to(self.args.device) for name, tensor in examples.targets.items()}
 
         def loss_of(deep: Tensor, shallow: dict[int, Tensor]) -> Tensor:
