@@ -326,7 +326,12 @@ def test_the_teacher_reads_each_text_once(world: World, teacher: Path, tmp_path:
     kept = np.memmap(tmp_path / "kept" / "vectors.f16", np.float16, "r+", shape=(len(texts), 32))
     assert np.flatnonzero(kept.any(axis=1)).tolist() == [0, 3, 5]
     kept[3] = np.eye(32)[7]  # were it encoded again, this would be lost
+    kept[5, :9] = 0.5  # a row that was being written when the process was killed
     kept.flush()
+    known = np.memmap(tmp_path / "kept" / "known", bool, "r+", shape=len(texts))
+    assert np.flatnonzero(known).tolist() == [0, 3, 5]
+    known[5] = False
+    known.flush()
     again = Teacher(str(teacher), None, tmp_path / "kept", texts, False, "float32")
     np.testing.assert_array_equal(again([3])[0], np.eye(32)[7])
     np.testing.assert_allclose(again([4, 5]), expected[4:], atol=1e-3)
