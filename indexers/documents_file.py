@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from embell.indexers.comparisons import compared, known_true
+
 Array = np.ndarray[Any, Any]
 
 FILE = "documents.arrow"
@@ -81,14 +83,26 @@ class DocumentsFile:
             return None
         try:
             table = self._asked()
-            parts = table.select(table.parse_sql_expr(f"({where})")).collect_partitioned()
+            condition = table.parse_sql_expr(f"({where})")
+            found = self._compared(condition)
+            parts = [] if found is not None else table.select(condition).collect_partitioned()
         except Exception:  # DataFusion raises nothing more particular; LanceDB says what is wrong, or knows better
             return None
-        columns = [batch.column(0) for part in parts for batch in part]
-        if any(column.type != pa.bool_() for column in columns):
-            return None
-        found: Array = np.concatenate([_fits(column) for column in columns])
+        if found is None:
+            columns = [batch.column(0) for part in parts for batch in part]
+            if any(column.type != pa.bool_() for column in columns):
+                return None
+            found = np.concatenate([known_true(column) for column in columns])
         return found if self._row is None else found[self._row]
+
+    def _compared(self, condition: Any) -> Array | None:
+        parts: list[Array] = []
+        for batch in self._batches:
+            part = compared(condition, batch)
+            if part is None:
+                return None
+            parts.append(part)
+        return np.concatenate(parts)
 
     def _asked(self) -> Any:
         """The rows as a table of DataFusion's, whose answers keep their order: a share of the batches for each core."""
@@ -106,16 +120,6 @@ class DocumentsFile:
             )
             self._table = session.table("documents")
         return self._table
-
-
-def _fits(column: pa.BooleanArray) -> Array:
-    """Where a column is true, and not unknown, as NumPy has it: Arrow's own way is several times as slow."""
-    known, true = (None if buffer is None else np.frombuffer(buffer, np.uint8) for buffer in column.buffers())
-    assert true is not None  # there are values, if only unknown ones
-    if known is not None:
-        true = true[: len(known)] & known[: len(true)]
-    found: Array = np.unpackbits(true, bitorder="little")[column.offset : column.offset + len(column)].view(bool)
-    return found
 
 
 def _column(batch: pa.RecordBatch, field: pa.Field) -> pa.Array:

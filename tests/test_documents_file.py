@@ -27,6 +27,7 @@ def vector(seed: int) -> np.ndarray[Any, Any]:
 def document(number: int, **more: Any) -> Document:
     metadata: dict[str, Any] = {
         "whole": number % 17 - 4,
+        "gaps": number % 13 if number % 6 else None,
         "Part": number / 8 if number % 5 else None,
         "yes": number % 3 == 0 if number % 7 else None,
         "a word": ["one", "Two", "it's", "", None][number % 5],
@@ -48,24 +49,29 @@ numbers = st.sampled_from(["0", "3", "-2", "12.5", "1e1", "3.0", "1000"])
 words = st.sampled_from(["'one'", "'Two'", "'it''s'", "''", "'d3'", "'%o%'", "'T_o'"])
 comparisons = st.sampled_from(["=", "!=", "<>", "<", "<=", ">", ">="])
 plain = st.one_of(
-    st.builds("{} {} {}".format, st.sampled_from(["whole", "Part"]), comparisons, numbers),
+    st.builds("{} {} {}".format, st.sampled_from(["whole", "gaps", "Part"]), comparisons, numbers),
+    st.builds("{} {} {}".format, numbers, comparisons, st.sampled_from(["whole", "gaps", "Part"])),
     st.builds("{} {} {}".format, st.sampled_from(["`a word`", "id", "text"]), comparisons, words),
     st.builds("{} {}LIKE {}".format, st.sampled_from(["`a word`", "id"]), st.sampled_from(["", "NOT ", "I"]), words),
-    st.builds("{} {}IN ({}, {})".format, st.just("whole"), st.sampled_from(["", "NOT "]), numbers, numbers),
+    st.builds("{} {}IN ({}, {})".format, st.sampled_from(["whole", "gaps"]), st.sampled_from(["", "NOT "]), numbers, numbers),
+    st.builds("`a word` {}IN ({}, {})".format, st.sampled_from(["", "NOT "]), words, st.one_of(words, st.just("NULL"))),
     st.builds("{} BETWEEN {} AND {}".format, st.sampled_from(["whole", "Part"]), numbers, numbers),
     st.builds("{} IS {}NULL".format, st.sampled_from(["Part", "`a word`", "yes", "day", "tags"]), st.sampled_from(["", "NOT "])),
-    st.sampled_from(["yes", "NOT yes", "yes = true", "whole + 1 > Part", "whole % 2 = 0", "lower(`a word`) = 'two'"]),
+    st.sampled_from(["yes", "NOT yes", "yes = true", "yes != true", "false = yes", "gaps = NULL", "gaps > whole", "whole + 1 > Part", "whole % 2 = 0", "lower(`a word`) = 'two'"]),
     st.builds("day {} date '2020-03-01'".format, comparisons),
     st.builds("at {} timestamp '2020-01-05 00:00:00'".format, comparisons),
     st.sampled_from(["array_has(tags, 'b')", "regexp_like(id, '^d1.$')", "cast(whole as double) / 2 > 1.5", "length(text) > 6"]),
 )  # fmt: skip
 conditions = st.recursive(
-    plain, lambda inner: st.one_of(st.builds("({}) AND {}".format, inner, inner), st.builds("NOT ({}) OR {}".format, inner, inner)),
+    plain,
+    lambda inner: st.one_of(
+        st.builds("({}) {} {}".format, inner, st.sampled_from(["AND", "OR"]), inner), st.builds("NOT ({}) OR {}".format, inner, inner)
+    ),
     max_leaves=4,
 )  # fmt: skip
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(conditions)
 def test_a_condition_fits_the_rows_that_lancedb_says(made: Collection, where: str) -> None:
     snapshot = made._look()
@@ -77,6 +83,29 @@ def test_a_condition_fits_the_rows_that_lancedb_says(made: Collection, where: st
     except UsageError:  # LanceDB coerces less: nobody is told something else than it would tell
         return
     assert snapshot.keys[found].tolist() == right.tolist()
+
+
+@pytest.mark.parametrize(
+    ("where", "looked_up"),
+    [("whole < 3", True), ("3 >= gaps AND `a word` != 'it''s' OR yes = false", True), ("whole IN (1, 2) AND id = 'd5'", True),
+     ("Part < 3", False), ("whole < 2.5", False), ("NOT whole < 3", False), ("whole NOT IN (1)", False), ("gaps = NULL", False),
+     ("`a word` = 3", False), ("whole < 3 AND yes", False), ("day < '2020-03-01'", False), ("whole < 9223372036854775808", False)]
+)  # fmt: skip
+def test_comparisons_are_looked_up_and_nothing_else(made: Collection, where: str, looked_up: bool) -> None:
+    documents = made._look().documents
+    assert documents is not None
+    assert (documents._compared(documents._asked().parse_sql_expr(where)) is not None) == looked_up
+
+
+@pytest.mark.parametrize("sign", ["=", "!=", "<>", "<", "<=", ">", ">="])
+def test_every_sign_from_either_side(made: Collection, sign: str) -> None:
+    snapshot = made._look()
+    assert snapshot.documents is not None
+    for column, value in (("whole", "3"), ("gaps", "3"), ("`a word`", "'one'"), ("yes", "true")):
+        for where in (f"{column} {sign} {value}", f"{value} {sign} {column}"):
+            found = snapshot.documents.matches(where)
+            assert found is not None
+            assert snapshot.keys[found].tolist() == made.store.keys(where).tolist(), where
 
 
 @pytest.mark.parametrize(
