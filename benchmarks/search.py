@@ -323,27 +323,29 @@ def filters(work: Path, rows: Array, queries: Array, repeat: int) -> None:
     collection = Collection.open(path)
     collection.search(queries[:1])
     share = np.arange(len(rows)) * 7919 % 1000
+    conditions = {1000: None, 500: "share < 500", 50: "share < 50", 10: "share < 10", 1: "share < 1"}
+    times: dict[int, tuple[list[float], list[float]]] = {most: ([], []) for most in conditions}
+    for number in range(40 * repeat):
+        for most, where in conditions.items():  # in turns
+            collection._look().matching.clear()  # as if the condition were new
+            for taken in times[most]:
+                began = time.perf_counter()
+                collection.search(queries[number % 1000 : number % 1000 + 1], where=where)
+                taken.append(time.perf_counter() - began)
+    from embell.indexers.codes import renormalise
+
     print(
         "\n| condition lets through | first asked, ms (p50) | p99 | asked again, ms (p50) | exact |\n| --- | --- | --- | --- | --- |"
     )
-    for most, where in ((1000, None), (500, "share < 500"), (50, "share < 50"), (10, "share < 10"), (1, "share < 1")):
-        times: tuple[list[float], list[float]] = [], []
-        for number in range(40 * repeat):
-            if number % 2 == 0:
-                collection._look().matching.clear()  # as if the condition were new
-            began = time.perf_counter()
-            collection.search(queries[number // 2 % 1000 : number // 2 % 1000 + 1], where=where)
-            times[number % 2].append(time.perf_counter() - began)
+    for most, where in conditions.items():
         hits = collection.search(queries[:20], where=where)
         allowed = np.flatnonzero(share < most)
-        from embell.indexers.codes import renormalise
-
         scores = queries[:20].astype(np.float64) @ renormalise(rows[allowed]).astype(np.float64).T
         right = all(
             [int(hit.id) for hit in found] == allowed[np.lexsort((allowed, -row))[:10]].tolist()
             for found, row in zip(hits, scores, strict=True)
         )
-        first, again = times
+        first, again = times[most]
         print(
             f"| {most / 10:g} % | {1e3 * np.median(first):.1f} | {1e3 * np.quantile(first, 0.99):.1f} | {1e3 * np.median(again):.1f} | {right} |",
             flush=True,

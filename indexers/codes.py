@@ -69,6 +69,20 @@ def mixed_products(dim: int) -> bool:
     )
 
 
+@cache
+def card_products(dim: int) -> torch.device | None:
+    """The graphics card, if there is one that multiplies int8 rows of this width, and exactly."""
+    if dim % 8 or not torch.cuda.is_available():
+        return None
+    card = torch.device("cuda")
+    rows = (torch.arange(64 * dim) * 37 % 255 - 127).to(torch.int8).view(64, dim)
+    try:
+        found = torch._int_mm(rows.to(card), rows.to(card).T).cpu()
+    except RuntimeError:  # a card, or a build, without them
+        return None
+    return card if torch.equal(found, (rows.double() @ rows.double().T).int()) else None
+
+
 @dataclass(frozen=True)
 class QueryCodes:
     """Queries to be multiplied with codes: the inner product of a query and a row is `scale * product + offset`, give or take `error`.
@@ -89,6 +103,18 @@ class QueryCodes:
             torch._int_mm(self.codes, rows.T, out=out)
         else:
             out.copy_(torch._int_mm(self.codes, rows.T))
+
+    def multiply_there(self, rows: Tensor, room: Tensor) -> Tensor:
+        """Products `(q, n)`, int32, with the codes of rows on the card on which they lie; `room` there has space for `q` times n, rounded up to eights.
+
+        Cards multiply more than 16 queries with a multiple of 8 rows.
+        """
+        count = len(rows)
+        if count % 8:
+            rows = torch.nn.functional.pad(rows, (0, 0, 0, -count % 8))
+        products = room[: len(self.codes) * len(rows)].view(len(self.codes), -1)
+        torch._int_mm(self.codes.to(rows.device), rows.T, out=products)
+        return products[:, :count]
 
 
 @dataclass(frozen=True)
@@ -166,6 +192,12 @@ class Codes:
             queries.astype(np.float64) @ self.centre.astype(np.float64),
             (lengths * self.residual + lost * self.length + rounded) * (1 + 1e-5) + _SLACK * (1 + lengths),
         )
+
+    def held_by(self, card: torch.device) -> Tensor | None:
+        """The codes in a card's memory; None if they would take more than half of what is free there."""
+        if card.type == "cuda" and 2 * self.codes.nbytes > torch.cuda.mem_get_info(card)[0]:
+            return None
+        return self.codes.to(card)
 
     def save(self, directory: Path) -> None:
         """Write what is not there yet: the codes, unless they were coded into their file, and the numbers that go with them."""

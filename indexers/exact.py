@@ -1,7 +1,7 @@
 """Exact search: a coarse product finds candidates, float64 scores of the stored rows decide.
 
 The coarse product multiplies int8 codes where the CPU has instructions for it, else the stored rows in float32; for a few queries int8 codes
-with bfloat16 where it has AVX2. How far it can be wrong is known for each query, so every row that may still be among the best k is scored again: the answer is the reference's, in values and in order.
+with bfloat16 where it has AVX2; for many int8 codes on a graphics card, if there is one. How far it can be wrong is known for each query, so every row that may still be among the best k is scored again: the answer is the reference's, in values and in order.
 
 The vector of a row is its stored float16 row, renormalised in float32. A score is the float64 inner product of that with the query;
 equal scores are ordered by key.
@@ -10,20 +10,34 @@ equal scores are ordered by key.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from embell.indexers.codes import FEW_QUERIES, Codes, QueryCodes, int8_products, mixed_products, renormalise
+from embell.errors import EmbellWarning
+from embell.indexers.codes import (
+    FEW_QUERIES,
+    Codes,
+    QueryCodes,
+    card_products,
+    int8_products,
+    mixed_products,
+    renormalise,
+)
 from embell.indexers.cut_rows import CutRows, sketch_for
 from embell.indexers.shortlist import GROUP, LOWEST, Block, Shortlist, maxima, ranks
 from embell.indexers.vector_index import Array
 from embell.indexers.workers import each_on_a_core
+
+Asked = ParamSpec("Asked")
+Answer = TypeVar("Answer")
 
 QUERIES = 512
 """Queries that are answered together."""
@@ -32,6 +46,9 @@ _FEWEST_QUERIES = 128
 _PRODUCTS = 2**20
 """Products that are in work at a time: they stay in the cache until they have been looked at."""
 _FEWEST_ROWS, _MOST_ROWS = 4096, 2**18
+CARD_QUERIES = 32
+"""Queries from which on a graphics card makes the products; fewer are answered before it has been asked."""
+_CARD_PRODUCTS, _CARD_ROWS = 2**26, 2**20
 _STRIP = 2048
 """Stored rows that are unpacked to float32 at a time: they are multiplied while they are in the cache."""
 _COPIED = 8192
@@ -59,6 +76,30 @@ class _Segment:
     keys: Array
     rows: Array
     codes: Codes | None = None
+    on_card: Tensor | None = None
+
+
+def _or_without_card(
+    answer: Callable[Concatenate[ExactIndex, Asked], Answer],
+) -> Callable[Concatenate[ExactIndex, Asked], Answer]:
+    """A method that begins again without the graphics card where that has no memory left."""
+
+    @wraps(answer)
+    def answered(self: ExactIndex, *asked: Asked.args, **more: Asked.kwargs) -> Answer:
+        try:
+            return answer(self, *asked, **more)
+        except torch.OutOfMemoryError:
+            if self._cardless:
+                raise
+            self._cardless = True
+            for segment in self._segments:
+                segment.on_card = None
+            warnings.warn(
+                "the graphics card has no memory left to search with: the processor does it", EmbellWarning, stacklevel=2
+            )
+            return answer(self, *asked, **more)
+
+    return answered  # type: ignore[return-value]  # the first parameter has a name now
 
 
 class ExactIndex:
@@ -68,6 +109,7 @@ class ExactIndex:
         self.dim = dim
         self._segments: list[_Segment] = []
         self._int8, self._mixed = int8_products(), mixed_products(dim)
+        self._cardless = False
         self._cut: tuple[float, CutRows | None] | None = None  # for this threshold
 
     def __len__(self) -> int:
@@ -99,7 +141,7 @@ class ExactIndex:
         def answer(begin: int) -> tuple[Array, Array, Array]:
             return self._best(queries[begin : begin + size], k, allowed)
 
-        self._code()
+        self._code(len(queries))
         size = self._together(len(queries))
         for begin, (asked, found, positions) in each_on_a_core(answer, range(0, len(queries), size)):
             place = begin + asked, ranks(asked)
@@ -260,11 +302,18 @@ class ExactIndex:
             index._segments[0].codes = codes
         return index
 
-    def _code(self) -> None:
+    def _card_for(self, queries: int) -> torch.device | None:
+        """The graphics card, where it is to make the products of so many queries."""
+        return card_products(self.dim) if queries >= CARD_QUERIES and not self._cardless else None
+
+    @_or_without_card
+    def _code(self, queries: int) -> None:
         """Make the codes that are missing: once, and not by every core. Where they serve few queries only, they are not worth it."""
-        if self._int8:
-            for segment in self._segments:
-                segment.codes = segment.codes or Codes.of(segment.rows)
+        card = self._card_for(queries)
+        for segment in self._segments if self._int8 or card is not None else ():
+            segment.codes = segment.codes or Codes.of(segment.rows)
+            if card is not None and segment.on_card is None:
+                segment.on_card = segment.codes.held_by(card)
 
     def _cut_for(self, queries: int, threshold: float, allowed: Array | None) -> CutRows | None:
         """The rows cut for so many queries that ask for a threshold; None, with codes of whole rows, where that is no faster.
@@ -272,7 +321,11 @@ class ExactIndex:
         Made here, before several cores ask for it, and kept: the same may be asked again.
         """
         held = self._cut
-        enough = queries >= _CUT_QUERIES and queries * len(self) >= max(_CUT_PAIRS, _CUT_SQUARES * self.dim**2)
+        enough = (
+            self._card_for(queries) is None
+            and queries >= _CUT_QUERIES
+            and queries * len(self) >= max(_CUT_PAIRS, _CUT_SQUARES * self.dim**2)
+        )
         if allowed is None and enough and (held is None or held[0] != threshold):
             some = np.random.default_rng(len(self)).choice(len(self), min(len(self), _CUT_SAMPLE), replace=False)
             sketch = sketch_for(self.vectors(some), threshold, FEW / len(self))
@@ -280,7 +333,7 @@ class ExactIndex:
             held = self._cut = threshold, cut
         if allowed is None and held is not None and held[0] == threshold and held[1] is not None:
             return held[1]
-        self._code()
+        self._code(queries)
         return None
 
     def _together(self, queries: int) -> int:
@@ -294,11 +347,16 @@ class ExactIndex:
 
         The products of a block are overwritten by those of the next.
         """
-        size = int(np.clip(_PRODUCTS // len(queries), _FEWEST_ROWS, _MOST_ROWS))
+        card = self._card_for(len(queries))
+        most_products, most_rows = (_PRODUCTS, _MOST_ROWS) if card is None else (_CARD_PRODUCTS, _CARD_ROWS)
+        size = int(np.clip(most_products // len(queries) // 8 * 8, _FEWEST_ROWS, most_rows))
         left = torch.from_numpy(queries)
-        mixed = self._multiplies_mixed(len(queries))
+        mixed = card is None and self._multiplies_mixed(len(queries))
         gathered = _GATHERED_SHARE_MIXED if mixed else _GATHERED_SHARE
-        room = torch.empty(len(queries) * size, dtype=torch.int32 if self._int8 and not mixed else torch.float32)
+        coding = card is not None or self._int8 or mixed
+        whole = coding and not mixed
+        count = len(queries) * -(-min(size, len(self)) // 8) * 8  # see `multiply_there`
+        room = torch.empty(count, dtype=torch.int32 if whole else torch.float32, device=card)
         start = 0
         for segment in self._segments:
             end = len(segment.rows) if until is None else min(len(segment.rows), until - start)
@@ -312,8 +370,8 @@ class ExactIndex:
                 if count <= gathered * end or len(queries) >= _GATHERED_QUERIES:
                     chosen, end = np.flatnonzero(mask), count
                 else:  # products of rows that take no part become LOWEST: a minimum is many times as fast as filling in
-                    most = torch.from_numpy(mask).to(room.dtype).mul_(-2 * int(LOWEST)).add_(int(LOWEST))
-            codes, coded = segment.codes if self._int8 or mixed else None, None
+                    most = torch.from_numpy(mask).to(room.device, room.dtype).mul_(-2 * int(LOWEST)).add_(int(LOWEST))
+            codes, coded = segment.codes if coding else None, None
             if codes is not None:
                 coded = codes.query(queries, mixed)
                 loose = codes.loose
@@ -321,7 +379,9 @@ class ExactIndex:
                 some: Any = slice(begin, min(begin + size, end)) if chosen is None else chosen[begin : begin + size]
                 if coded is not None and codes is not None:
                     products = room[: len(queries) * min(size, end - begin)].view(len(queries), -1)
-                    if chosen is None:
+                    if card is not None:
+                        products = coded.multiply_there(_codes_there(segment, some, card), room)
+                    elif chosen is None:
                         coded.multiply(codes.codes[some], products)
                     else:
                         _multiply_chosen(coded, codes.codes, torch.from_numpy(some), products)
@@ -336,9 +396,9 @@ class ExactIndex:
                     torch.minimum(products, most[begin : begin + size], out=products)
                 if len(loose) and chosen is None:
                     out = loose[np.searchsorted(loose, begin) : np.searchsorted(loose, begin + products.shape[1])]
-                    products[:, torch.from_numpy(out - begin)] = int(LOWEST)
+                    products[:, torch.from_numpy(out - begin).to(room.device)] = int(LOWEST)
                 elif len(loose):
-                    products[:, torch.from_numpy(np.isin(some, loose))] = int(LOWEST)
+                    products[:, torch.from_numpy(np.isin(some, loose)).to(room.device)] = int(LOWEST)
                 yield Block(start + begin, None, *numbers) if chosen is None else Block(start, some, *numbers)
             start += len(segment.rows)
 
@@ -350,7 +410,8 @@ class ExactIndex:
         found = [np.empty(0, np.int64)]
         start = 0
         for segment in self._segments:
-            if segment.codes is not None and (self._int8 or self._multiplies_mixed(queries)):
+            coded = self._int8 or self._multiplies_mixed(queries) or self._card_for(queries) is not None
+            if segment.codes is not None and coded:
                 found.append(segment.codes.loose + start)
             start += len(segment.rows)
         positions = np.concatenate(found)
@@ -358,6 +419,7 @@ class ExactIndex:
             positions = positions[positions < until]
         return positions if allowed is None else positions[allowed[positions]]
 
+    @_or_without_card
     def _best(self, queries: Array, k: int, allowed: Array | None) -> tuple[Array, Array, Array]:
         """The exact best `k` of each query: `(queries, scores, positions)`, by query and best first."""
         best = torch.full((len(queries), k), -torch.inf, dtype=torch.float64)  # the largest lows of candidates
@@ -382,6 +444,7 @@ class ExactIndex:
         reach = np.maximum(reach, candidates.kth(best, merged)[:, -1].numpy())
         return self.best_of(queries, k, *candidates.among(reach))
 
+    @_or_without_card
     def _within(
         self,
         queries: Array,
@@ -530,6 +593,14 @@ def _multiply(queries: Tensor, rows: Tensor, out: Tensor) -> None:
     for begin in range(0, len(rows), _STRIP):
         strip = rows[begin : begin + _STRIP]
         torch.mm(queries, unpacked[: len(strip)].copy_(strip).T, out=out[:, begin : begin + _STRIP])
+
+
+def _codes_there(segment: _Segment, some: slice | Array, card: torch.device) -> Tensor:
+    """The codes of some rows on the card; brought there, where it does not hold all of them."""
+    assert segment.codes is not None
+    codes = segment.codes.codes if segment.on_card is None else segment.on_card
+    rows = codes[some] if isinstance(some, slice) else torch.index_select(codes, 0, torch.from_numpy(some).to(codes.device))
+    return rows.to(card)
 
 
 def _multiply_chosen(queries: QueryCodes, codes: Tensor, chosen: Tensor, out: Tensor) -> None:

@@ -36,6 +36,7 @@ class Block:
 
     def lows(self, products: Tensor) -> Tensor:
         """What the scores behind products `(q, n)` are at least; float64."""
+        products = products.cpu()
         low: Tensor = (
             products.double() * torch.from_numpy(self.scale)[:, None] + torch.from_numpy(self.offset - self.error)[:, None]
         )
@@ -62,7 +63,8 @@ class Shortlist:
     held: int = 0
 
     def take(self, block: Block, least: Tensor) -> None:
-        """Add the rows of a block whose product is `least` `(q,)` or more."""
+        """Add the rows of a block whose product is `least` `(q,)` or more, found where its products lie."""
+        least = least.to(block.products.device)
         count, rows = block.products.shape
         whole = rows - rows % GROUP
         groups = block.products[:, :whole].reshape(count, whole // GROUP, GROUP)
@@ -75,7 +77,7 @@ class Shortlist:
             more, inside = (rest >= least[:, None]).nonzero(as_tuple=True)
             queries, columns = torch.cat([queries, more]), torch.cat([columns, inside + whole])
             products = torch.cat([products, rest[more, inside]])
-        chosen = queries.numpy()
+        chosen, products, columns = queries.cpu().numpy(), products.cpu(), columns.cpu()
         middle = products.numpy() * block.scale[chosen] + block.offset[chosen]
         error = block.error[chosen]
         places = columns.numpy() if block.chosen is None else block.chosen[columns.numpy()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embell import CollectionError, MissingExtraError, UsageError
+from embell.errors import EmbellWarning
 from embell.indexers import codes as codes_module
 from embell.indexers import exact as exact_module
 from embell.indexers.codes import Codes, int8_products, mixed_products, renormalise
@@ -35,6 +37,17 @@ def unit_rows(seed: int, n: int, dim: int, clusters: int = 5, spread: float = 0.
 def reference(queries: Array, rows: Array) -> Array:
     """Scores of the stored rows in float64, `(q, n)`."""
     return np.einsum("qd,nd->qn", queries.astype(np.float64), renormalise(rows).astype(np.float64))
+
+
+def as_if_on_a_card(patch: pytest.MonkeyPatch, held: bool = True) -> None:
+    """The products that a graphics card would make are made by the way that leads there, on the processor, if its own are exact.
+
+    Without `held`, the codes are brought there block by block.
+    """
+    patch.setattr(exact_module, "card_products", lambda dim: torch.device("cpu") if int8_products() else None)
+    patch.setattr(exact_module, "CARD_QUERIES", 1)
+    if not held:
+        patch.setattr(Codes, "held_by", lambda codes, card: None)
 
 
 def ranked(scores: Array, k: int) -> Array:
@@ -95,12 +108,17 @@ def test_exact_search_is_the_reference_in_values_and_order(data: st.DataObject) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact_module, "_STRIP", data.draw(st.sampled_from([7, 2048])))
         patch.setattr(exact_module, "_COPIED", data.draw(st.sampled_from([7, 8192])))
+        if data.draw(st.booleans()):
+            as_if_on_a_card(patch, data.draw(st.booleans()))
+            patch.setattr(exact_module, "_FEWEST_ROWS", data.draw(st.sampled_from([13, 64, 4096])))
+            patch.setattr(exact_module, "_CARD_ROWS", data.draw(st.sampled_from([64, 2**20])))
         scores, keys = index.search(queries, k, allowed)
+        threshold = data.draw(st.floats(-1, 1))
+        within = index.range_search(queries, threshold, allowed)
     np.testing.assert_array_equal(keys[:, :exist], ranked(truth, exist))
     assert (keys[:, exist:] == -1).all()
     np.testing.assert_allclose(scores[:, :exist], np.take_along_axis(truth, ranked(truth, exist), 1), rtol=0, atol=1e-12)
-    threshold = data.draw(st.floats(-1, 1))
-    for query, (values, hits) in enumerate(index.range_search(queries, threshold, allowed)):
+    for query, (values, hits) in enumerate(within):
         sure = np.flatnonzero(truth[query] >= threshold + 1e-12)
         assert set(sure.tolist()) <= set(hits.tolist())
         assert (truth[query][hits] >= threshold - 1e-12).all()
@@ -178,7 +196,9 @@ def test_rows_unlike_the_sample_are_loose_and_still_found(monkeypatch: pytest.Mo
     stored = rows.astype(np.float16)
     codes = Codes.of(stored)
     assert {1, 777, 1999} <= set(codes.loose.tolist())
-    for int8, mixed in product({int8_products(), False}, {mixed_products(64), False}):
+    for int8, mixed, card in product({int8_products(), False}, {mixed_products(64), False}, {int8_products(), False}):
+        monkeypatch.setattr(exact_module, "card_products", lambda dim, card=card: torch.device("cpu") if card else None)
+        monkeypatch.setattr(exact_module, "CARD_QUERIES", 3)
         index = ExactIndex(64)
         index._int8, index._mixed = int8, mixed
         index.add(np.arange(2000), stored)
@@ -307,9 +327,36 @@ def test_a_matrix_that_is_mapped_has_its_place_on_the_disk(tmp_path: Path) -> No
     assert (np.load(tmp_path / "m.npy") == 3).all()
 
 
+def test_a_card_without_memory_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = unit_rows(5, 300, 16, clusters=40, spread=0.1).astype(np.float16)
+    truth = reference(renormalise(rows), rows)
+    pairs = set(zip(*map(np.ndarray.tolist, np.nonzero(np.tril(truth, -1) >= 0.9)), strict=True))
+    for asked in ("search", "join"):
+        as_if_on_a_card(monkeypatch)
+        monkeypatch.setattr(exact_module.QueryCodes, "multiply_there", _full)
+        index = ExactIndex(16)
+        index.add(np.arange(300), rows)
+        with pytest.warns(EmbellWarning, match="card has no memory left") if int8_products() else nullcontext():
+            if asked == "search":
+                np.testing.assert_array_equal(index.search(renormalise(rows), 7)[1], ranked(truth, 7))
+            else:
+                found = index.join(0.9)
+                assert {(int(a), int(b)) for later, earlier, *_ in found for a, b in zip(later, earlier, strict=True)} == pairs
+        np.testing.assert_array_equal(index.search(renormalise(rows), 7)[1], ranked(truth, 7))  # and is not asked again
+
+
+def _full(*args: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("card", [False, True])
 @pytest.mark.parametrize("most", [2_000_000, 100])
 @pytest.mark.parametrize("threshold", [0.2, 0.9, 0.97])
-def test_pairs_are_all_pairs_at_or_above_the_threshold_once(threshold: float, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_are_all_pairs_at_or_above_the_threshold_once(
+    threshold: float, most: int, card: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if card:
+        as_if_on_a_card(monkeypatch)
     monkeypatch.setattr(exact_module, "QUERIES", 37)
     monkeypatch.setattr(exact_module, "_FEWEST_ROWS", 50)
     monkeypatch.setattr(exact_module, "_PRODUCTS", 50)
