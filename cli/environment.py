@@ -23,7 +23,11 @@ def check_environment(group: click.Context, name: str, command: click.Command) -
         tried = wrong or ""
     if wrong is not None:
         near = difflib.get_close_matches(tried, known, 1)
-        hint = f"did you mean {prefix}{near[0]}{wrong[len(tried) :]}?" if near else f"embell {name} --help lists its options"
+        hint = (
+            f"did you mean {prefix}{near[0]}{wrong[len(tried) :]}?"
+            if near
+            else f"{group.command_path} {name} --help lists its options"
+        )
         raise UsageError(f"environment variable {prefix}{wrong} is no setting; {hint}")
 
 

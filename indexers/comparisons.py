@@ -7,7 +7,7 @@ this, what it reads is looked up here.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,9 +45,7 @@ def compared(expression: Any, batch: pa.RecordBatch) -> Array | None:
             return None
         return one & other if sign == "AND" else one | other
     if kind == "InList" and not (node := expression.to_variant()).negated():
-        parts = [_compared("=", node.expr(), item, batch) for item in node.list()]
-        found = [part for part in parts if part is not None]
-        return np.logical_or.reduce(found) if len(found) == len(parts) else None
+        return _among(node.expr(), node.list(), batch)
     return None
 
 
@@ -68,6 +66,15 @@ def _compared(sign: str, left: Any, right: Any, batch: pa.RecordBatch) -> Array 
         np.frombuffer(numbers, np.int64)[column.offset : column.offset + len(column)], value.as_py()
     )
     return found & _bits(known, column) if column.null_count else found
+
+
+def _among(left: Any, items: Sequence[Any], batch: pa.RecordBatch) -> Array | None:
+    if left.variant_name() != "Column" or any(item.variant_name() != "Literal" for item in items):
+        return None
+    column, values = batch.column(left.to_variant().name()), [item.python_value() for item in items]
+    if column.type not in _TYPES or any(value.type != column.type for value in values):
+        return None
+    return known_true(pc.is_in(column, value_set=pa.array([value.as_py() for value in values], column.type)))
 
 
 def known_true(column: pa.BooleanArray) -> Array:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, TrainingArguments
 
 import embell.training.contrastive as contrastive_module
+import embell.training.run as run_module
 import embell.training.trainer as trainer_module
 from embell import EmbellError, Encoder, UsageError
 from embell.training.batches import Batches, plan_batches
@@ -134,7 +135,12 @@ def test_a_process_that_was_killed_goes_on(world: World, tmp_path: Path) -> None
 
 
 def test_two_processes_make_steps_of_two_batches(world: World, tmp_path: Path) -> None:
-    """As torchrun starts them. Their gradients are averaged, so that a run is that of one process that accumulates over two batches."""
+    """As torchrun starts them. Their gradients are averaged, so that a run is that of one process that accumulates over two batches.
+
+    There are nine; the last is left out.
+    """
+    pairs, negatives = [(row["query"], row["positive"]) for row in world.rows], [(row["negative"],) for row in world.rows]
+    assert len(plan_batches(pairs, 8, 0.06, 0, negatives)) == 9
     options = {
         "batch": "8",
         "steps": "4",
@@ -154,7 +160,7 @@ def test_two_processes_make_steps_of_two_batches(world: World, tmp_path: Path) -
         str(world.held_out),
     ]
     given += [part for name, value in options.items() for part in (f"--{name}", value)]
-    alone = Started([*given, "--output", str(tmp_path / "alone"), "--accumulate", "2", "--threads", "1"])
+    alone = Started([*given, "--output", str(tmp_path / "alone"), "--accumulate", "2", "--steps", "4", "--threads", "1"])
     assert alone.finish()[0] == 0
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -252,6 +258,21 @@ def test_a_finished_run_is_not_trained_again_and_others_are_refused(
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
+def test_a_run_that_another_process_finished_meanwhile_is_left_as_it_is(
+    world: World, calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+
+    def finished_now(path: Path) -> list[Any]:  # as the data are looked for, before the lock is asked for
+        shutil.copytree(calm.parent, run, dirs_exist_ok=True)
+        return []
+
+    monkeypatch.setattr(contrastive_module, "train", None)  # whoever calls it fails
+    monkeypatch.setattr(run_module, "tables", finished_now)
+    assert start_of(world)(run) == run / "model"
+    assert metrics(run) == metrics(calm.parent)
+
+
 def test_settings_may_change_until_there_is_a_checkpoint(world: World, tmp_path: Path) -> None:
     run = tmp_path / "run"
     cut_off(lambda: start_of(world)(run), 3)
@@ -287,6 +308,12 @@ def test_what_a_run_began_with_must_stay_while_it_has_a_checkpoint(world: World,
     _other_weights(model)
     with pytest.raises(UsageError, match=r"cut: the model changed since this run began"):
         start()
+    made_of = tmp_path / "cut" / "made_of.json"
+    before = made_of.read_text()
+    made_of.write_text(before.replace('"number of processes":"1"', '"number of processes":"2"'))
+    with pytest.raises(UsageError, match=r"cut: the number of processes changed"):
+        start()
+    made_of.write_text(before)
     shutil.copy(world.model / "model.safetensors", model)
     assert_equal_weights(calm, start())
 

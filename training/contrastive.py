@@ -20,7 +20,7 @@ from embell.training.batches import Batches, Examples, plan_batches
 from embell.training.nesting import NestingOptions
 from embell.training.pairs import read_nli, read_triplets
 from embell.training.recipe import refuse, to_toml
-from embell.training.run import RunOptions, begin, finish, train
+from embell.training.run import RunOptions, begin, finish, mark_of, train
 from embell.training.scores import require, scorer
 from embell.training.student import EncoderOptions, LoraOptions, Student
 from embell.training.texts import TokenisedTexts
@@ -123,8 +123,8 @@ def contrastive(
             raise CorpusError(
                 f"{data[0]}: all rows share a text, so none can be another's negative; give rows of different texts"
             )
-        made_of = {"model": student.encoder.spec.fingerprint}
+        made_of = {"model": mark_of(student.encoder)}
         if guard is not None:
-            made_of["guide"] = guard.spec.fingerprint
+            made_of["guide"] = mark_of(guard)
         train(student, Batches(plan, make), loss, output, run, made_of, scorer(student, evaluate))
         return finish(output, student.finish)

@@ -20,7 +20,7 @@ from embell.training.fresh import ShapeOptions, fresh_student
 from embell.training.nesting import NestingOptions
 from embell.training.pairs import read_groups, read_scored, read_sentence_pairs
 from embell.training.recipe import refuse, to_toml
-from embell.training.run import RunOptions, begin, finish, last_checkpoint, train
+from embell.training.run import RunOptions, begin, finish, last_checkpoint, mark_of, train
 from embell.training.scores import require, scorer
 from embell.training.student import EncoderOptions, LoraOptions, Student
 from embell.training.teacher import CrossEncoder, Teacher
@@ -116,7 +116,7 @@ def distill(
         raise UsageError("--aligned is for a student that has its axes already: without --principal, and not for --model new")
     if not 0 <= phrases <= max(0, shape.vocabulary - 258):
         raise UsageError(
-            f"phrases must be from 0 to {shape.vocabulary - 258}, the --vocabulary less 258 other tokens, not {phrases}"
+            f"phrases must be from 0 to {max(0, shape.vocabulary - 258)}, the --vocabulary less 258 other tokens, not {phrases}"
         )
     if phrases and not fit_steps:
         raise UsageError("--phrases are chosen by a fitted token table; give --fit-steps more than 0")
@@ -211,7 +211,7 @@ def distill(
             return total
 
         plan = plan_batches(groups, run.batch, run.epochs, run.seed)
-        made_of = {"model": student.encoder.spec.fingerprint}  # the teacher knows by itself
+        made_of = {"model": mark_of(student.encoder), "teacher": source.made_of}
         train(student, Batches(plan, make), loss, output, run, made_of, scorer(student, evaluate))
         return finish(output, student.finish)
 
@@ -259,7 +259,7 @@ def _from_scores(
         return losses.nested(one, deep, shallow, nesting.widths)
 
     plan = plan_batches([()] * len(pairs.first), run.batch, run.epochs, run.seed)
-    made_of = {"model": student.encoder.spec.fingerprint}
+    made_of = {"model": mark_of(student.encoder)}
     if judge is not None:
         made_of["cross-encoder"] = judge.fingerprint
     train(student, Batches(plan, make), loss, output, run, made_of, scorer(student, evaluate))

@@ -14,7 +14,7 @@ from embell.training.batches import Batches, Examples, plan_batches
 from embell.training.nesting import NestingOptions
 from embell.training.pairs import read_scored
 from embell.training.recipe import to_toml
-from embell.training.run import RunOptions, begin, finish, train
+from embell.training.run import RunOptions, begin, finish, mark_of, train
 from embell.training.scores import require, scorer
 from embell.training.student import EncoderOptions, LoraOptions, Student
 from embell.training.texts import TokenisedTexts
@@ -87,6 +87,6 @@ def graded(
 
         # A sentence may stand in several pairs of a batch: they are compared by their scores, nothing is a negative.
         plan = plan_batches([()] * len(pairs.scores), run.batch, run.epochs, run.seed)
-        made_of = {"model": student.encoder.spec.fingerprint}
+        made_of = {"model": mark_of(student.encoder)}
         train(student, Batches(plan, make), loss, output, run, made_of, scorer(student, evaluate))
         return finish(output, student.finish)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -75,8 +76,7 @@ def pretrain(
         with PartialState().main_process_first():  # the others find what it has made
             if tokenizer is None and not (folder / "tokenizer.json").is_file():
                 train_tokenizer(texts, shape.vocabulary, shape.positions).save_pretrained(folder)
-        folder = folder if tokenizer is None else backbone.find(tokenizer, None)
-        words = backbone.load_tokenizer(folder)
+        words = backbone.load_tokenizer(folder if tokenizer is None else backbone.find(tokenizer, None))
         pieces = [
             ids[begin : begin + long]
             for at in range(0, len(texts), 10_000)
@@ -113,9 +113,9 @@ def pretrain(
                 words.save_pretrained(directory)
 
         plan = plan_batches([()] * len(rows), run.batch, run.epochs, run.seed)
-        train(
-            model, Batches(plan, make), loss, output, run, {"tokenizer": backbone.fingerprint(folder)}, measure if aside else None
-        )
+        vocabulary = repr(sorted(words.get_vocab().items())).encode(errors="surrogatepass")
+        made_of = {"tokenizer": hashlib.sha256(vocabulary).hexdigest()}
+        train(model, Batches(plan, make), loss, output, run, made_of, measure if aside else None)
         return finish(output, save)
 
 

@@ -24,7 +24,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 
-from embell.errors import UsageError
+from embell.errors import EmbellError, UsageError
 
 Recipe = Callable[..., Path]
 
@@ -101,13 +101,19 @@ def configure(function: Recipe, toml: Path | None, given: Mapping[str, Any]) -> 
 
 
 def refuse(function: Recipe, values: Mapping[str, Any], names: Collection[str], why: str) -> None:
-    """Raises UsageError if one of these settings is not at its default: it would change nothing, and `why`.
+    """Raises UsageError if some of these settings are not at their defaults: they would change nothing, and `why`.
 
     `values` are keyword arguments of the recipe, `names` those of its settings.
     """
-    for key in keys(function):
-        if key.name in names and (getattr(values[key.group], key.name) if key.group else values[key.name]) != key.default:
-            raise UsageError(f"{key.flag} has no effect {why}; leave it out")
+    given = [
+        key.flag
+        for key in keys(function)
+        if key.name in names and (getattr(values[key.group], key.name) if key.group else values[key.name]) != key.default
+    ]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)} {'has' if len(given) == 1 else 'have'} no effect {why}; leave out, here and in a TOML file"
+        )
 
 
 def to_toml(function: Recipe, values: Mapping[str, Any]) -> str:
@@ -138,8 +144,14 @@ def command(name: str, function: Recipe) -> click.Command:
         }
         if given.get("start_layer") == "none" and "causal" in known:  # as in the other commands; in a file it means "not given"
             given["causal"] = True
-        model = function(**configure(function, None if config is None else Path(config), given))
-        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one tells
+        first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one tells
+        try:
+            model = function(**configure(function, None if config is None else Path(config), given))
+        except RuntimeError as error:
+            if first or "Connection closed by peer" not in str(error):
+                raise
+            raise EmbellError("the first process of this run ended, and says why") from error
+        if first:
             click.echo(str(model))
 
     about = inspect.cleandoc(function.__doc__ or "").split("\nArgs:\n")[0].strip()

@@ -19,7 +19,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -31,8 +31,10 @@ from accelerate import PartialState
 from torch import nn
 from transformers import TrainingArguments
 
+from embell.engine import Encoder
 from embell.engine.hardware import cpu_has_bf16, pick_device
 from embell.errors import CorpusError, EmbellError, UsageError
+from embell.indexers.corpora import TableFile
 from embell.training.batches import Batches
 from embell.training.columns import tables
 from embell.training.muon import MuonAdamW
@@ -164,21 +166,18 @@ def begin(run: Path, config: str, data: Sequence[Path]) -> Iterator[Path | None]
 def _begin(run: Path, config: str, data: Sequence[Path]) -> Iterator[Path | None]:
     """Make the run's directory, or take it up again, and hold its lock; gives the model if the run is finished.
 
-    What has no checkpoint yet may begin again with other settings or data. A recipe's own folders are then made anew, but for
-    `teacher`, which knows itself what it was made of.
+    What has no checkpoint yet may begin again with other settings or data. What a recipe made for itself is then made anew, but for
+    the vectors in `teacher`, which know themselves what they are of.
 
     Raises UsageError if the directory holds a run with other settings or on other data, or something else; EmbellError while
     another process trains there; CorpusError for data that cannot be read.
     """
-    path = run / CONFIG
-    if path.is_file() and (run / MODEL).is_dir():
-        _same_settings(run, config)
-        print(f"{run} is finished already; give another --output to train anew", file=sys.stderr)
+    if _finished(run, config):
         yield run / MODEL
         return
-    if run.exists() and not path.is_file() and (not run.is_dir() or any(one.name != LOCK for one in run.iterdir())):
+    if run.exists() and not (run / CONFIG).is_file() and (not run.is_dir() or any(one.name != LOCK for one in run.iterdir())):
         raise UsageError(f"{run} exists and holds no run; give another --output")
-    made_of = {"data": _contents(data)}
+    files = [file for path in data for file in tables(path)]
     run.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(run / LOCK)
     try:
@@ -186,14 +185,37 @@ def _begin(run: Path, config: str, data: Sequence[Path]) -> Iterator[Path | None
     except filelock.Timeout:
         raise EmbellError(f"{run}: another process trains here; wait for it, or give another --output") from None
     try:
-        anew = path.is_file() and not _same_settings(run, config)
-        if _remember(run, made_of) or anew:
+        if _finished(run, config):  # by the process that has just let go of it
+            yield run / MODEL
+            return
+        made_of = {"data": _contents(files), "number of processes": str(PartialState().num_processes)}
+        same = (run / CONFIG).is_file() and _same_settings(run, config)
+        if _changed(run, made_of) or not same:
             for folder in ("student", "tokenizer"):
                 shutil.rmtree(run / folder, ignore_errors=True)
-        path.write_text(config, encoding="utf-8")
+            for turned in (run / "teacher").glob("towards-*"):
+                turned.unlink()
+            _write(run / CONFIG, config.encode())
+        _note(run, made_of)
         yield None
     finally:
         lock.release()
+
+
+def _finished(run: Path, config: str) -> bool:
+    """Whether the run is finished, which is said. Raises UsageError if it is one with other settings."""
+    if not ((run / CONFIG).is_file() and (run / MODEL).is_dir()):
+        return False
+    _same_settings(run, config)
+    print(f"{run} is finished already; give another --output to train anew", file=sys.stderr)
+    return True
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that is there as a whole or not at all."""
+    part = path.with_name(f"{LOCK}.part")
+    part.write_bytes(content)
+    part.replace(path)
 
 
 def _same_settings(run: Path, config: str) -> bool:
@@ -217,10 +239,10 @@ def _settings(config: str) -> dict[str, str]:
     return {name: value for name, _, value in lines if name != "output"}
 
 
-def _contents(paths: Sequence[Path]) -> str:
-    """A hash of what stands in the tables of these paths."""
+def _contents(files: Sequence[TableFile]) -> str:
+    """A hash of what stands in files."""
     found = hashlib.sha256()
-    for file in (file for path in paths for file in tables(path)):
+    for file in files:
         try:
             with open(file.path, "rb") as opened:
                 found.update(f"{os.fstat(opened.fileno()).st_size};".encode())
@@ -231,20 +253,31 @@ def _contents(paths: Sequence[Path]) -> str:
     return found.hexdigest()
 
 
-def _remember(run: Path, made_of: Mapping[str, str]) -> bool:
-    """Note what a run begins with; whether it began with something else before, and has no checkpoint of that.
+def mark_of(encoder: Encoder) -> str:
+    """What tells an encoder from others, wherever it lies: a hash of its spec."""
+    spec = replace(encoder.spec, backbone="", revision=None, adapter=None, adapter_revision=None)
+    return hashlib.sha256(repr(spec).encode(errors="surrogatepass")).hexdigest()
 
-    Raises UsageError if it has one.
-    """
+
+def _noted(run: Path) -> dict[str, str]:
     path = run / MADE_OF
-    before: dict[str, str] = orjson.loads(path.read_bytes()) if path.is_file() else {}
+    found: dict[str, str] = orjson.loads(path.read_bytes()) if path.is_file() else {}
+    return found
+
+
+def _changed(run: Path, made_of: Mapping[str, str]) -> bool:
+    """Whether the run began with something else, and has no checkpoint of that; raises UsageError if it has one."""
+    before = _noted(run)
     changed = [name for name, mark in made_of.items() if before.get(name, mark) != mark]
     if changed and last_checkpoint(run) is not None:
         raise UsageError(
             f"{run}: the {changed[0]} changed since this run began; put it back to go on, or give another --output to begin anew"
         )
-    path.write_bytes(orjson.dumps({**before, **made_of}))
     return bool(changed)
+
+
+def _note(run: Path, made_of: Mapping[str, str]) -> None:
+    _write(run / MADE_OF, orjson.dumps({**_noted(run), **made_of}))
 
 
 def train(
@@ -260,16 +293,24 @@ def train(
 
     `made_of` tells, by name, hashes of the models that it begins with; `evaluate` returns scores by name.
 
-    Raises UsageError if the checkpoint comes from others, EmbellError if the loss is no number any more.
+    Raises UsageError if the checkpoint comes from others, or if there are fewer batches than processes; EmbellError if the loss is
+    no number any more.
     """
     state = PartialState()
+    _changed(run, made_of)
+    state.wait_for_everyone()
     if state.is_main_process:
-        _remember(run, made_of)
+        _note(run, made_of)
+    each = len(batches) // state.num_processes  # what is left over would be made up by batches of the beginning
+    if not each:
+        raise UsageError(f"{len(batches)} batches are too few for {state.num_processes} processes; give a smaller --batch")
     together = options.accumulate * state.num_processes  # batches of a step
-    steps = math.ceil(len(batches) / together)
+    steps = math.ceil(each / options.accumulate)
     if options.steps is not None:
         steps = min(steps, options.steps)
-    batches = batches.first(steps * together)  # so that a run that is taken up after its last step has none left
+    batches = batches.first(
+        min(steps * together, each * state.num_processes)
+    )  # so that a run that is taken up after its last step has none left
     device = next(model.parameters()).device
     bf16 = _bf16(options.precision, device)
     optimizer = MuonAdamW(
