@@ -123,8 +123,9 @@ class Snapshot:
         if where in self.matching:
             return self.matching[where]
         self.store.check_condition(where)
-        found = np.zeros(len(self.keys), bool)
-        if not self._fitting_copies(where, found):
+        found = self._fitting_copies(where)
+        if found is None:
+            found = np.zeros(len(self.keys), bool)
             found[self._places(self.store.keys(where))] = True
         if not _CHANGING.search(where):
             while len(self.matching) >= _CONDITIONS:
@@ -132,22 +133,22 @@ class Snapshot:
             self.matching[where] = found
         return found
 
-    def _fitting_copies(self, where: str, found: Array) -> bool:
-        """Mark the rows that fit by what the copies say; False if they cannot tell."""
+    def _fitting_copies(self, where: str) -> Array | None:
+        """The rows that fit by what the copies say; None if they cannot tell."""
         if self.documents is None or (fits := self.documents.matches(where)) is None:
-            return False
-        newer = None
+            return None
+        found = fits
         if self.changed or self.covered < len(self.keys):
             newer = self._newer.matches(where)
             if newer is None:
-                return False
-        found[: self.covered] = fits
-        if newer is not None:
+                return None
+            found = np.zeros(len(self.keys), bool)
+            found[: self.covered] = fits
             found[self._places(np.array(self.changed, np.int64))] = False
             found[self._places(self._newer.keys[newer])] = True
         if self.alive is not None:
             found &= self.alive
-        return True
+        return found
 
     @cached_property
     def _newer(self) -> DocumentsFile:

@@ -29,52 +29,69 @@ _TYPES = (pa.int64(), pa.string(), pa.bool_())
 """Not fractions: engines differ about NaN and the sign of 0."""
 
 
-def compared(expression: Any, batch: pa.RecordBatch) -> Array | None:
-    """Where a DataFusion expression is true, and not unknown: bool by row.
+Fits = Callable[[pa.RecordBatch], Array]
 
-    None if it holds anything but AND, OR, IN and comparisons of a column with a value of its own type.
+
+def comparison(expression: Any, schema: pa.Schema) -> Fits | None:
+    """What tells where a DataFusion expression is true, and not unknown: bool by row of a batch.
+
+    None if the expression holds anything but AND, OR, IN and comparisons of a column with a value of its own type.
     """
     kind = expression.variant_name()  # to_variant() does not know all of them
     if kind == "BinaryExpr":
         node = expression.to_variant()
         sign = node.op()
         if sign not in ("AND", "OR"):
-            return _compared(sign, node.left(), node.right(), batch)
-        one, other = (compared(side, batch) for side in (node.left(), node.right()))
+            return _compared(sign, node.left(), node.right(), schema)
+        one, other = (comparison(side, schema) for side in (node.left(), node.right()))
         if one is None or other is None:
             return None
-        return one & other if sign == "AND" else one | other
+        both = np.logical_and if sign == "AND" else np.logical_or
+        return lambda batch: both(one(batch), other(batch))
     if kind == "InList" and not (node := expression.to_variant()).negated():
-        return _among(node.expr(), node.list(), batch)
+        return _among(node.expr(), node.list(), schema)
     return None
 
 
-def _compared(sign: str, left: Any, right: Any, batch: pa.RecordBatch) -> Array | None:
+def _compared(sign: str, left: Any, right: Any, schema: pa.Schema) -> Fits | None:
     if sign not in _OPERATIONS:
         return None
     if left.variant_name() == "Literal":
         left, right, sign = right, left, _OPERATIONS[sign][2]
-    if left.variant_name() != "Column" or right.variant_name() != "Literal":
+    asked = _asked(left, [right], schema)
+    if asked is None:
         return None
-    column, value = batch.column(left.to_variant().name()), right.python_value()
-    if column.type not in _TYPES or value.type != column.type:
-        return None
-    if column.type != pa.int64():
-        return known_true(_OPERATIONS[sign][1](column, value))
-    known, numbers = column.buffers()
-    found: Array = _OPERATIONS[sign][0](
-        np.frombuffer(numbers, np.int64)[column.offset : column.offset + len(column)], value.as_py()
-    )
-    return found & _bits(known, column) if column.null_count else found
+    name, (value,) = asked
+    ours, arrows, _ = _OPERATIONS[sign]
+    if value.type != pa.int64():
+        return lambda batch: known_true(arrows(batch.column(name), value))
+    number = value.as_py()
+
+    def fits(batch: pa.RecordBatch) -> Array:
+        column = batch.column(name)
+        known, numbers = column.buffers()
+        found: Array = ours(np.frombuffer(numbers, np.int64)[column.offset : column.offset + len(column)], number)
+        return found & _bits(known, column) if column.null_count else found
+
+    return fits
 
 
-def _among(left: Any, items: Sequence[Any], batch: pa.RecordBatch) -> Array | None:
-    if left.variant_name() != "Column" or any(item.variant_name() != "Literal" for item in items):
+def _among(left: Any, items: Sequence[Any], schema: pa.Schema) -> Fits | None:
+    asked = _asked(left, items, schema)
+    if asked is None:
         return None
-    column, values = batch.column(left.to_variant().name()), [item.python_value() for item in items]
-    if column.type not in _TYPES or any(value.type != column.type for value in values):
+    name, values = asked
+    listed = pa.array([value.as_py() for value in values], values[0].type)
+    return lambda batch: known_true(pc.is_in(batch.column(name), value_set=listed))
+
+
+def _asked(left: Any, right: Sequence[Any], schema: pa.Schema) -> tuple[str, list[Any]] | None:
+    """The name of a column and values of its type, if that is what stands there."""
+    if left.variant_name() != "Column" or any(value.variant_name() != "Literal" for value in right):
         return None
-    return known_true(pc.is_in(column, value_set=pa.array([value.as_py() for value in values], column.type)))
+    name, values = left.to_variant().name(), [value.python_value() for value in right]
+    kind = schema.field(name).type
+    return (name, values) if kind in _TYPES and all(value.type == kind for value in values) else None
 
 
 def known_true(column: pa.BooleanArray) -> Array:

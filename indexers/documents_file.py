@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from embell.indexers.comparisons import compared, known_true
+from embell.indexers.comparisons import comparison, known_true
 
 Array = np.ndarray[Any, Any]
 
@@ -96,13 +96,13 @@ class DocumentsFile:
         return found if self._row is None else found[self._row]
 
     def _compared(self, condition: Any) -> Array | None:
-        parts: list[Array] = []
-        for batch in self._batches:
-            part = compared(condition, batch)
-            if part is None:
-                return None
-            parts.append(part)
-        return np.concatenate(parts)
+        fits = comparison(condition, self._batches[0].schema)
+        if fits is None:
+            return None
+        found = np.empty(len(self.keys), bool)
+        for batch, begin in zip(self._batches, self._starts.tolist(), strict=False):
+            found[begin : begin + len(batch)] = fits(batch)
+        return found
 
     def _asked(self) -> Any:
         """The rows as a table of DataFusion's, whose answers keep their order: a share of the batches for each core."""
