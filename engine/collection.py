@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ import numpy as np
 
 from embell.document import Document
 from embell.engine.generation import build_generation, drop_generations, kept_queries
-from embell.engine.manifest import FILE, Manifest, check_promise
+from embell.engine.manifest import FILE, Manifest, check_promise, same_identity
 from embell.engine.snapshot import Snapshot
 from embell.errors import CollectionError, EmbellError, UsageError
 from embell.indexers.store import TABLE, Store, writer_lock
@@ -112,7 +113,10 @@ class Collection:
                 if not (directory / FILE).is_file():
                     Store.create(directory, width, chunk is not None)
                     spec = None if encoder is None else encoder.spec
-                    Manifest(spec, dim is not None, width, chunk, index, target=recall, memory=memory).write(directory)
+                    made = Manifest(
+                        spec, dim is not None, width, chunk, index, target=recall, memory=memory, identity=secrets.token_hex(8)
+                    )
+                    made.write(directory)
                     return cls(directory, Manifest.read(directory), encoder)
         if not exist_ok:
             raise CollectionError(f"{directory}: there is a collection already; open it, or choose another directory")
@@ -141,7 +145,8 @@ class Collection:
         return self._store
 
     def __len__(self) -> int:
-        """Number of rows: documents, or chunks."""
+        """Number of rows now: documents, or chunks."""
+        self._store.refresh()
         return self._store.count
 
     @property
@@ -477,6 +482,7 @@ class Collection:
     def _reload(self) -> None:
         """See what was committed before; for a writer, who holds the lock. What a killed writer left half done is put right."""
         manifest = Manifest.read(self.path)
+        same_identity(self.path, self._manifest, manifest)
         self._store.refresh()
         self._store.repair()
         # Rows that were committed without the manifest have keys that must not be given again, even when they are deleted.
@@ -486,6 +492,7 @@ class Collection:
         """The collection as it is now; what other processes committed is seen."""
         # The manifest first: the table is then at least as new as the index that the manifest names.
         manifest = Manifest.read(self.path)
+        same_identity(self.path, self._manifest, manifest)
         version = self._store.refresh()
         known = (self._manifest.generation, self._manifest.changed)
         if self._snapshot is None or self._snapshot.version != version or (manifest.generation, manifest.changed) != known:

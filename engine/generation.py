@@ -16,8 +16,9 @@ import orjson
 from embell.engine.manifest import Manifest
 from embell.engine.snapshot import INDEX
 from embell.errors import EmbellWarning, MissingExtraError, UsageError
+from embell.indexers.coded_rows import mapped
 from embell.indexers.documents_file import DocumentsFile
-from embell.indexers.exact import ExactIndex, mapped
+from embell.indexers.exact import ExactIndex
 from embell.indexers.store import Store
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ class Manifest:
     current generation holds an index other than the exact one, `target` is the recall@10 that was asked for, and `tuned`
     what was chosen and certified for it (`engine/tuning.py`). `changed` names the keys whose metadata is newer than the index's copy of
     the documents, None if there is no such copy, or too much of it is old. `memory` is how many bytes an index "auto" may hold.
+    `identity` is a random text that tells the collection from another one that is made in its place.
     """
 
     encoder: EncoderSpec | None
@@ -45,6 +46,7 @@ class Manifest:
     tuned: dict[str, Any] | None = None
     changed: list[int] | None = None
     memory: int | None = None
+    identity: str = ""
 
     @property
     def kind(self) -> str:
@@ -86,12 +88,18 @@ class Manifest:
         check_keys(values, names, str(path))
         if "approximate" not in values:  # written before FAISS indices held turned rows: theirs are left alone, search is exact
             values.update(approximate=False, recall=1.0, target=None, tuned=None)
-        for name in ("changed", "memory"):  # as written before there were copies and limits
-            values.setdefault(name, None)
+        for name, value in (("changed", None), ("memory", None), ("identity", "")):  # as written before there were such things
+            values.setdefault(name, value)
         if missing := [name for name in names if name not in values]:
             raise CollectionError(f"{path}: damaged, {missing[0]} is missing")
         encoder = values.pop("encoder")
         return cls(encoder=None if encoder is None else EncoderSpec.from_dict(encoder, str(path)), **values)
+
+
+def same_identity(directory: Path, one: Manifest, other: Manifest) -> None:
+    """Raises CollectionError if a collection is not the one that was opened."""
+    if one.identity != other.identity:
+        raise CollectionError(f"{directory}: deleted and made anew since it was opened here; open it again")
 
 
 def check_promise(recall: float | None, memory: int | None) -> None:

@@ -376,6 +376,23 @@ def test_an_open_reader_sees_what_another_writer_adds(tiny: Encoder, tmp_path: P
     assert len(reader.search("text", 9)) == 4
 
 
+def test_a_collection_that_was_made_anew_is_not_answered_from_the_old_one(tiny: Encoder, tmp_path: Path) -> None:
+    made = Collection.create(tmp_path / "c", tiny)
+    made.add(documents(5))
+    reader = Collection.open(tmp_path / "c", tiny)
+    assert len(reader.search("text", 9)) == 5
+    made.add(documents(2, start=5))
+    assert len(reader) == 7
+    shutil.rmtree(tmp_path / "c")
+    again = Collection.create(tmp_path / "c", tiny)
+    again.add(documents(5, word="other"))
+    again.add(documents(2, start=5, word="other"))  # as many versions of the table
+    for use in (lambda: reader.search("text"), lambda: reader.add(documents(1)), lambda: reader.delete(["d1"])):
+        with pytest.raises(CollectionError, match="made anew since it was opened here; open it again"):
+            use()
+    assert all("other" in hit.text for hit in Collection.open(tmp_path / "c", tiny).search("text", 9))
+
+
 def test_duplicates_of_a_collection(mini: Encoder, tmp_path: Path) -> None:
     rows = topic_rows()
     collection = Collection.create(tmp_path / "c", mini)

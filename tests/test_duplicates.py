@@ -22,7 +22,7 @@ from embell.engine.normalise import normalise, text_mark
 from embell.engine.pair_search import find_pairs
 from embell.engine.text_duplicates import deduplicate
 from embell.engine.threshold_choice import Decision
-from embell.indexers import exact
+from embell.indexers import coded_rows, exact
 from embell.indexers.codes import renormalise
 from embell.indexers.exact import ExactIndex
 
@@ -528,7 +528,7 @@ def test_texts_with_very_many_near_texts_are_linked_to_the_first(monkeypatch: py
 @pytest.mark.usefixtures("few_partners")
 def test_a_capped_row_has_links_though_many_rows_before_those_nearly_reach_the_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("_FEWEST_ROWS", 64), ("_MOST_ROWS", 64), ("_PRODUCTS", 1)):
-        monkeypatch.setattr(exact, name, value)
+        monkeypatch.setattr(coded_rows, name, value)
     rng = np.random.default_rng(0)
 
     def around(cosine: float, count: int) -> Array:

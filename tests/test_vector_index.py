@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from embell import CollectionError, MissingExtraError, UsageError
 from embell.errors import EmbellWarning
+from embell.indexers import coded_rows as rows_module
 from embell.indexers import codes as codes_module
 from embell.indexers import exact as exact_module
 from embell.indexers.codes import Codes, int8_products, mixed_products, renormalise
@@ -44,8 +45,8 @@ def as_if_on_a_card(patch: pytest.MonkeyPatch, held: bool = True) -> None:
 
     Without `held`, the codes are brought there block by block.
     """
-    patch.setattr(exact_module, "card_products", lambda dim: torch.device("cpu") if int8_products() else None)
-    patch.setattr(exact_module, "CARD_QUERIES", 1)
+    patch.setattr(rows_module, "card_products", lambda dim: torch.device("cpu") if int8_products() else None)
+    patch.setattr(rows_module, "CARD_QUERIES", 1)
     if not held:
         patch.setattr(Codes, "held_by", lambda codes, card: None)
 
@@ -106,12 +107,12 @@ def test_exact_search_is_the_reference_in_values_and_order(data: st.DataObject) 
         truth[:, ~allowed] = -np.inf
     exist = min(k, n if allowed is None else int(allowed.sum()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exact_module, "_STRIP", data.draw(st.sampled_from([7, 2048])))
-        patch.setattr(exact_module, "_COPIED", data.draw(st.sampled_from([7, 8192])))
+        patch.setattr(rows_module, "_STRIP", data.draw(st.sampled_from([7, 2048])))
+        patch.setattr(rows_module, "_COPIED", data.draw(st.sampled_from([7, 8192])))
         if data.draw(st.booleans()):
             as_if_on_a_card(patch, data.draw(st.booleans()))
-            patch.setattr(exact_module, "_FEWEST_ROWS", data.draw(st.sampled_from([13, 64, 4096])))
-            patch.setattr(exact_module, "_CARD_ROWS", data.draw(st.sampled_from([64, 2**20])))
+            patch.setattr(rows_module, "_FEWEST_ROWS", data.draw(st.sampled_from([13, 64, 4096])))
+            patch.setattr(rows_module, "_CARD_ROWS", data.draw(st.sampled_from([64, 2**20])))
         scores, keys = index.search(queries, k, allowed)
         threshold = data.draw(st.floats(-1, 1))
         within = index.range_search(queries, threshold, allowed)
@@ -183,8 +184,8 @@ def test_products_of_stored_rows_are_within_the_error_they_state(data: st.DataOb
     stored = renormalise(rows).astype(np.float16)
     queries = renormalise(np.concatenate([stored[:5], rng.standard_normal((5, dim))]))
     found = torch.empty(len(queries), n)
-    exact_module._multiply(torch.from_numpy(queries), torch.from_numpy(stored), found)
-    assert np.abs(found.numpy() - reference(queries, stored)).max() <= exact_module._rough_error(dim)
+    rows_module._multiply(torch.from_numpy(queries), torch.from_numpy(stored), found)
+    assert np.abs(found.numpy() - reference(queries, stored)).max() <= rows_module.rough_error(dim)
 
 
 def test_rows_unlike_the_sample_are_loose_and_still_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,8 +198,8 @@ def test_rows_unlike_the_sample_are_loose_and_still_found(monkeypatch: pytest.Mo
     codes = Codes.of(stored)
     assert {1, 777, 1999} <= set(codes.loose.tolist())
     for int8, mixed, card in product({int8_products(), False}, {mixed_products(64), False}, {int8_products(), False}):
-        monkeypatch.setattr(exact_module, "card_products", lambda dim, card=card: torch.device("cpu") if card else None)
-        monkeypatch.setattr(exact_module, "CARD_QUERIES", 3)
+        monkeypatch.setattr(rows_module, "card_products", lambda dim, card=card: torch.device("cpu") if card else None)
+        monkeypatch.setattr(rows_module, "CARD_QUERIES", 3)
         index = ExactIndex(64)
         index._int8, index._mixed = int8, mixed
         index.add(np.arange(2000), stored)
@@ -247,8 +248,8 @@ def test_an_index_from_files_and_newer_rows_are_the_reference_to_few_queries_and
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, int8: bool, mixed: bool
 ) -> None:
     """What each processor writes and reads; the last rows of a join are few queries."""
-    monkeypatch.setattr(exact_module, "int8_products", lambda: int8 and int8_products())
-    monkeypatch.setattr(exact_module, "mixed_products", lambda dim: mixed and mixed_products(dim))
+    monkeypatch.setattr(rows_module, "int8_products", lambda: int8 and int8_products())
+    monkeypatch.setattr(rows_module, "mixed_products", lambda dim: mixed and mixed_products(dim))
     rows = unit_rows(6, 515, 32, clusters=60, spread=0.05).astype(np.float16)
     made = ExactIndex(32)
     made.add(np.arange(500), rows[:500])
@@ -320,7 +321,7 @@ def test_an_index_that_takes_no_rows_says_so() -> None:
 
 
 def test_a_matrix_that_is_mapped_has_its_place_on_the_disk(tmp_path: Path) -> None:
-    matrix = exact_module.mapped(tmp_path / "m.npy", np.float16, (1000, 64))
+    matrix = rows_module.mapped(tmp_path / "m.npy", np.float16, (1000, 64))
     assert (tmp_path / "m.npy").stat().st_blocks * 512 >= matrix.nbytes
     matrix[:] = 3
     matrix.flush()
@@ -333,7 +334,7 @@ def test_a_card_without_memory_is_done_without(monkeypatch: pytest.MonkeyPatch) 
     pairs = set(zip(*map(np.ndarray.tolist, np.nonzero(np.tril(truth, -1) >= 0.9)), strict=True))
     for asked in ("search", "join"):
         as_if_on_a_card(monkeypatch)
-        monkeypatch.setattr(exact_module.QueryCodes, "multiply_there", _full)
+        monkeypatch.setattr(rows_module.QueryCodes, "multiply_there", _full)
         index = ExactIndex(16)
         index.add(np.arange(300), rows)
         with pytest.warns(EmbellWarning, match="card has no memory left") if int8_products() else nullcontext():
@@ -358,8 +359,8 @@ def test_pairs_are_all_pairs_at_or_above_the_threshold_once(
     if card:
         as_if_on_a_card(monkeypatch)
     monkeypatch.setattr(exact_module, "QUERIES", 37)
-    monkeypatch.setattr(exact_module, "_FEWEST_ROWS", 50)
-    monkeypatch.setattr(exact_module, "_PRODUCTS", 50)
+    monkeypatch.setattr(rows_module, "_FEWEST_ROWS", 50)
+    monkeypatch.setattr(rows_module, "_PRODUCTS", 50)
     monkeypatch.setattr(exact_module, "_MOST_CANDIDATES", most)
     rows = unit_rows(5, 400, 16, clusters=40, spread=0.1).astype(np.float16)
     index = ExactIndex(16)
