@@ -173,12 +173,11 @@ class CodedRows:
             if card is not None and segment.on_card is None:
                 segment.on_card = segment.codes.held_by(card)
 
-    def _blocks(self, queries: Array, allowed: Array | None, until: int | None) -> Iterator[Block]:
+    def _blocks(self, queries: Array, allowed: Array | None, until: int | None, card: torch.device | None) -> Iterator[Block]:
         """Coarse products of the queries with all rows, some rows at a time; only with those allowed, and before `until`.
 
-        The products of a block are overwritten by those of the next.
+        `card` is what `_card_for` says. The products of a block are overwritten by those of the next.
         """
-        card = self._card_for(len(queries))
         most_products, most_rows = (_PRODUCTS, _MOST_ROWS) if card is None else (_CARD_PRODUCTS, _CARD_ROWS)
         size = int(np.clip(most_products // len(queries) // 8 * 8, _FEWEST_ROWS, most_rows))
         left = torch.from_numpy(queries)
@@ -236,12 +235,12 @@ class CodedRows:
     def _multiplies_mixed(self, queries: int) -> bool:
         return self._mixed and queries <= FEW_QUERIES
 
-    def _loose(self, queries: int, allowed: Array | None, until: int | None) -> Array:
-        """Positions whose codes say nothing: candidates whatever these queries, so many, ask."""
+    def _loose(self, queries: int, allowed: Array | None, until: int | None, card: torch.device | None) -> Array:
+        """Positions whose codes say nothing: candidates whatever these queries, so many, ask; `card` as for `_blocks`."""
         found = [np.empty(0, np.int64)]
         start = 0
         for segment in self._segments:
-            coded = self._int8 or self._multiplies_mixed(queries) or self._card_for(queries) is not None
+            coded = self._int8 or self._multiplies_mixed(queries) or card is not None
             if segment.codes is not None and coded:
                 found.append(segment.codes.loose + start)
             start += len(segment.rows)

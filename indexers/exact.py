@@ -203,7 +203,8 @@ class ExactIndex(CodedRows):
         best = torch.full((len(queries), k), -torch.inf, dtype=torch.float64)  # the largest lows of candidates
         reach = np.full(len(queries), -np.inf)  # what the k-th best score is at least
         candidates, merged, counted = Shortlist(), 0, 0
-        for block in self._blocks(queries, allowed, None):
+        card = self._card_for(len(queries))
+        for block in self._blocks(queries, allowed, None, card):
             if (reach < -1.5).any():  # nothing is known yet: the largest products of k groups are those of k rows
                 lows = block.lows(block.products if k > block.products.shape[1] // GROUP else maxima(block.products))
                 if k <= lows.shape[1]:
@@ -218,7 +219,7 @@ class ExactIndex(CodedRows):
                 candidates.add(asked, positions, scores, scores)
                 best, merged, counted = candidates.kth(torch.full_like(best, -torch.inf), 0), 1, candidates.held
                 reach = np.maximum(reach, best[:, -1].numpy())
-        candidates.everywhere(len(queries), self._loose(len(queries), allowed, None))
+        candidates.everywhere(len(queries), self._loose(len(queries), allowed, None, card))
         reach = np.maximum(reach, candidates.kth(best, merged)[:, -1].numpy())
         return self.best_of(queries, k, *candidates.among(reach))
 
@@ -265,7 +266,8 @@ class ExactIndex(CodedRows):
 
         candidates = Shortlist()
         crowded = np.zeros(len(queries), bool)
-        for block in self._blocks(queries, allowed, until):
+        card = self._card_for(len(queries))
+        for block in self._blocks(queries, allowed, until, card):
             candidates.take(block, block.least(wanted))
             if most is not None:
                 asked, positions = candidates.queries[-1], candidates.positions[-1]
@@ -281,7 +283,7 @@ class ExactIndex(CodedRows):
             if candidates.held > _MOST_CANDIDATES:
                 settle()
                 candidates = Shortlist()
-        candidates.everywhere(len(queries), self._loose(len(queries), allowed, until))
+        candidates.everywhere(len(queries), self._loose(len(queries), allowed, until, card))
         candidates.thin(-1, crowded, np.zeros(len(candidates.queries[-1]), bool), FEW)
         settle()
         asked, scores, positions = (np.concatenate(part) for part in zip(*found, strict=True))
