@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embell.cli.main import cli
-from embell.errors import UsageError
+from embell.errors import EmbellError, UsageError
 from embell.training.recipe import command, configure, keys, to_toml
 
 
@@ -418,3 +419,18 @@ def test_a_recipe_that_does_not_exist_is_answered_with_those_that_do(recipe: str
 def test_without_accelerate_the_install_line_is_told() -> None:
     code = "import sys\nsys.modules['accelerate'] = None\nfrom click.testing import CliRunner\nfrom embell.cli.main import cli\nprint(CliRunner().invoke(cli, ['train', 'graded', '--help']).exception, 'torch' in sys.modules)"
     assert python(code) == "training needs accelerate: pip install 'embell[train]' False\n"
+
+
+def test_a_run_for_which_there_is_no_memory_says_so() -> None:
+    def large(data: tuple[Path, ...] = ()) -> Path:
+        """A recipe.
+
+        Args:
+            data: some
+        """
+        torch.empty(2**60, dtype=torch.uint8)
+        return Path()
+
+    done = CliRunner().invoke(command("large", large))
+    assert isinstance(done.exception, EmbellError)
+    assert str(done.exception).startswith("out of memory; give a smaller model")

@@ -77,6 +77,13 @@ def test_a_start_layer_of_none_is_a_causal_model(inside: Run, world: World, tmp_
     done = inside("train", "contrastive", *given, "--start-layer", "none")  # with a layer that looks both ways, "last" is refused
     assert done.status == 0, done
     assert Encoder.load(tmp_path / "run" / "model").spec.start_layer is None
+    (tmp_path / "run.toml").write_text('start_layer = "none"\npooling = "last"\n')
+    given = (*given[:4], "--output", tmp_path / "toml", *QUICK, "--config", tmp_path / "run.toml")
+    assert inside("train", "contrastive", *given).status == 0
+    assert Encoder.load(tmp_path / "toml" / "model").spec.start_layer is None
+    again = inside("train", "contrastive", "--config", tmp_path / "run" / "config.toml", "--output", tmp_path / "again")
+    assert again.status == 0, again
+    assert Encoder.load(tmp_path / "again" / "model").spec.start_layer is None
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -86,6 +93,7 @@ def test_a_mistake_is_one_line_and_does_not_block_the_next_start(inside: Run, wo
     write_jsonl(tmp_path / "same.jsonl", [{"query": "a", "positive": "a"}] * 3)
     write_jsonl(tmp_path / "blank.jsonl", [{"query": "a", "positive": " "}] * 3)
     (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "commas.tsv").write_text("query,positive\na,b\n")
     (tmp_path / "bad.toml").write_text("batsh = 8\n")
     (tmp_path / "other.toml").write_text('recipe = "graded"\n')
     run = tmp_path / "run"
@@ -113,6 +121,12 @@ def test_a_mistake_is_one_line_and_does_not_block_the_next_start(inside: Run, wo
         (start("--lora-dropout", "0.1"), 2, ("--lora-dropout", "--lora-rank")),
         (start("--no-merge"), 2, ("--no-merge", "--lora-rank")),
         (start("--lora-dropout", "7", "--lora-rank", "4"), 2, ("lora_dropout", "7.0")),
+        (start("--lora-rank", "33"), 2, ("lora_rank 33", "any matrix")),
+        (start("--lora-rank", "4", "--table-rate", "2"), 2, ("--table-rate", "--lora-rank")),
+        (start("--positive", "query"), 1, ("'query' is taken for the positive",)),
+        (start("--weight-decay", "-1"), 2, ("weight_decay cannot be negative",)),
+        (start(model=""), 2, ("--model is empty",)),
+        (start(data=tmp_path / "commas.tsv"), 1, ("commas.tsv", ".csv")),
         (start("--nli", "--negative", "foo"), 2, ("--negative", "--nli")),
         (start("--max-length", "999"), 2, ("--max-length 999", "128 tokens")),
         (start("--learning-rate", "fast"), 2, ("--learning-rate", "fast")),
@@ -158,6 +172,7 @@ def test_a_mistake_is_one_line_and_does_not_block_the_next_start(inside: Run, wo
 
     pretrained("--piece", "300", "--positions", "200").fails(2, "200 of --positions", "300")
     pretrained("--tokenizer", world.model, "--vocabulary", "300").fails(2, "--vocabulary", "--tokenizer")
+    pretrained("--vocabulary", "0").fails(2, "vocabulary must be at least 1")
     pretrained("--held-out", "0", "--evaluate-every", "5").fails(2, "--evaluate-every", "--held-out")
     assert not (tmp_path / "p").exists()
 

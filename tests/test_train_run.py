@@ -22,6 +22,7 @@ import embell.training.contrastive as contrastive_module
 import embell.training.run as run_module
 import embell.training.trainer as trainer_module
 from embell import EmbellError, Encoder, UsageError
+from embell.engine.backbone import fingerprint
 from embell.training.batches import Batches, plan_batches
 from embell.training.contrastive import contrastive
 from embell.training.distill import distill
@@ -30,7 +31,7 @@ from embell.training.muon import MuonAdamW, orthogonal, sort
 from embell.training.nesting import NestingOptions
 from embell.training.pretrain import _NextToken, pretrain
 from embell.training.progress import Progress
-from embell.training.run import last_checkpoint, rate
+from embell.training.run import last_checkpoint, rate, weights_mark
 from embell.training.student import EncoderOptions, LoraOptions, Student
 from embell.training.texts import TokenisedTexts
 from embell.training.trainer import StudentTrainer
@@ -345,6 +346,26 @@ def test_a_changed_teacher_is_told(world: World, tmp_path: Path) -> None:
     _other_weights(teacher)
     with pytest.raises(UsageError, match="the teacher changed since this run began"):
         start()
+    shutil.copy(world.model / "model.safetensors", teacher)
+    (teacher / "embell.json").write_text('{"format": 1, "pooling": "weighted-mean"}')
+    with pytest.raises(UsageError, match="the teacher changed since this run began"):
+        start()
+    (teacher / "embell.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "teacher")  # its vectors can be made anew, by the same one
+    _other_weights(teacher)
+    with pytest.raises(UsageError, match="the teacher changed since this run began"):
+        start()
+
+
+def test_one_weight_tells_a_model_from_another(tmp_path: Path) -> None:
+    table = torch.zeros(1000, 1000)
+    marks = []
+    for value in (0.0, 1.0):
+        table[500, 3] = value  # where the fingerprint does not look
+        save_file({"table": table}, tmp_path / "model.safetensors")
+        marks.append((fingerprint(tmp_path), weights_mark(tmp_path)))
+    assert marks[0][0] == marks[1][0]
+    assert marks[0][1] != marks[1][1]
 
 
 def test_the_last_steps_are_reported(world: World, tmp_path: Path) -> None:

@@ -209,6 +209,11 @@ class _Columns:
     def _missing(self, role: str, accepted: Sequence[str], fields: Mapping[str, Any]) -> CorpusError:
         near = [match for name in accepted for match in difflib.get_close_matches(name, fields, 1)]
         hint = f"; did you mean {near[0]!r}?" if near and role in self._names else ""
+        if taken := next((name for name in accepted if name in fields), None):
+            other = next(other for other, name in {**self._names, **self._columns}.items() if name == taken)
+            hint = f"; {taken!r} is taken for the {other}, name another one for one of the two"
+        elif len(fields) == 1 and self._file.kind == "tsv" and "," in next(iter(fields)):
+            hint = "; cells of a .tsv file are parted by tabs: with commas it is .csv"
         return CorpusError(
             f"{self._file.label}: no column for the {role}: accepted {'is' if len(accepted) == 1 else 'are'} "
             f"{', '.join(map(shortened, accepted))}; the columns here: {', '.join(map(shortened, fields)) or 'none'}{hint}"

@@ -83,7 +83,7 @@ def contrastive(
             ("query", "positive", "negative"),
             "with --nli, whose columns are premise, hypothesis and label",
         )
-    lora.check()
+    lora.check(run)
     require(evaluate, run)
     run.start(encoder.device)
     with begin(output, to_toml(contrastive, locals()), data) as finished:

@@ -134,7 +134,7 @@ def distill(
         refuse(distill, locals(), ("first", "second"), "with --teacher, whose texts are in one column")
     if cross_encoder is not None:
         refuse(distill, locals(), ("score",), "with --cross-encoder, which gives the scores")
-    lora.check()
+    lora.check(run)
     require(evaluate, run)
     run.start(encoder.device)
     with begin(output, to_toml(distill, locals()), data) as finished:
@@ -261,6 +261,6 @@ def _from_scores(
     plan = plan_batches([()] * len(pairs.first), run.batch, run.epochs, run.seed)
     made_of = {"model": mark_of(student.encoder)}
     if judge is not None:
-        made_of["cross-encoder"] = judge.fingerprint
+        made_of["cross-encoder"] = judge.mark
     train(student, Batches(plan, make), loss, output, run, made_of, scorer(student, evaluate))
     return finish(output, student.finish)

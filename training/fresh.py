@@ -52,7 +52,7 @@ class ShapeOptions:
 
         Raises UsageError for a shape that cannot be built.
         """
-        for name in ("new_layers", "hidden", "inner", "heads", "positions"):
+        for name in ("new_layers", "hidden", "inner", "heads", "positions", "vocabulary"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.epsilon <= 0:

@@ -64,7 +64,7 @@ def graded(
         raise UsageError(f"angle_weight cannot be negative, as {angle_weight} is")
     if run.batch < 2:
         raise UsageError("batch must be at least 2: pairs are compared with each other")
-    lora.check()
+    lora.check(run)
     require(evaluate, run)
     run.start(encoder.device)
     with begin(output, to_toml(graded, locals()), data) as finished:

@@ -81,7 +81,9 @@ def configure(function: Recipe, toml: Path | None, given: Mapping[str, Any]) -> 
     """
     known = {key.name: key for key in keys(function)}
     values: dict[str, Any] = {key.name: key.default for key in known.values() if not key.required}
-    for where, settings in ((str(toml), {} if toml is None else _read(toml, function.__name__)), ("", given)):
+    for where, settings in ((str(toml), {} if toml is None else _read(toml, function.__name__)), ("", dict(given))):
+        if settings.get("start_layer") == "none" and "causal" in known:  # as in the other commands
+            settings.setdefault("causal", True)
         for name, value in settings.items():
             if name not in known:
                 raise _unknown(name, value, list(known), where or function.__name__)
@@ -124,6 +126,8 @@ def to_toml(function: Recipe, values: Mapping[str, Any]) -> str:
     lines = [f"recipe = {_toml(function.__name__)}"]
     for key in keys(function):
         value = getattr(values[key.group], key.name) if key.group else values[key.name]
+        if value is None and key.name == "start_layer":  # "none" says more than that there is none: see `configure`
+            continue
         lines.append(f"{key.name} = {_toml(_checked(_Kind.of(key.type), value, key.name))}")
     return "\n".join(lines) + "\n"
 
@@ -142,12 +146,12 @@ def command(name: str, function: Recipe) -> click.Command:
             for name, value in flags.items()
             if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
         }
-        if given.get("start_layer") == "none" and "causal" in known:  # as in the other commands; in a file it means "not given"
-            given["causal"] = True
         first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one tells
         try:
             model = function(**configure(function, None if config is None else Path(config), given))
         except RuntimeError as error:
+            if "tried to allocate" in str(error) or "can't allocate memory" in str(error):
+                raise EmbellError("out of memory; give a smaller model, --batch or --max-length, or --chunk") from error
             if first or "Connection closed by peer" not in str(error):
                 raise
             raise EmbellError("the first process of this run ended, and says why") from error
@@ -294,7 +298,9 @@ def _checked(kind: _Kind, value: Any, what: str) -> Any:
         hint = ""
         if kind.choices and isinstance(value, str) and (near := difflib.get_close_matches(value, kind.choices, 1)):
             hint = f"; did you mean {near[0]!r}?"
-        elif kind.many and isinstance(value, (str, int, float)):
+        elif (
+            kind.many and type(value) in (str, int, float) and not (isinstance(value, (int, float)) and kind.base in (str, Path))
+        ):
             hint = f"; write [{_shown(value)}]"
         raise UsageError(f"{what} is {_shown(value)}, not {kind.words}{' or none' * kind.optional}{hint}") from None
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -126,8 +125,9 @@ class RunOptions:
                 raise UsageError(f"{name} must be more than 0, not {getattr(self, name)}")
         if not 0 <= self.warmup < 1:
             raise UsageError(f"warmup is a share of the steps, from 0 to below 1, not {self.warmup}")
-        if self.weight_decay < 0 or self.evaluate_every < 0:
-            raise UsageError("weight_decay and evaluate_every cannot be negative")
+        for name in ("weight_decay", "evaluate_every"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} cannot be negative, as {getattr(self, name)} is")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed is a whole number from 0 to 2^32 - 1, not {self.seed}")
 
@@ -244,19 +244,35 @@ def _contents(files: Sequence[TableFile]) -> str:
     found = hashlib.sha256()
     for file in files:
         try:
-            with open(file.path, "rb") as opened:
-                found.update(f"{os.fstat(opened.fileno()).st_size};".encode())
-                while block := opened.read(1 << 20):
-                    found.update(block)
+            found.update(_hash(Path(file.path)))
         except OSError as error:
             raise CorpusError(f"{file.label}: cannot be read ({error.strerror or error}); check the file") from error
     return found.hexdigest()
 
 
 def mark_of(encoder: Encoder) -> str:
-    """What tells an encoder from others, wherever it lies: a hash of its spec."""
-    spec = replace(encoder.spec, backbone="", revision=None, adapter=None, adapter_revision=None)
-    return hashlib.sha256(repr(spec).encode(errors="surrogatepass")).hexdigest()
+    """What tells an encoder from others, wherever it lies: a hash of its spec and of all weights in its directories."""
+    spec = encoder.spec
+    found = hashlib.sha256(
+        repr(replace(spec, backbone="", revision=None, adapter=None, adapter_revision=None)).encode(errors="surrogatepass")
+    )
+    for place in (spec.backbone, spec.adapter):
+        found.update(b"" if place is None else weights_mark(Path(place)))
+    return found.hexdigest()
+
+
+def weights_mark(directory: Path) -> bytes:
+    """A hash of all weights in a directory; the fingerprint of a spec looks at a sample of them. Empty for what is no directory."""
+    paths = sorted(directory.rglob("*.safetensors")) if directory.is_dir() else []
+    return b"".join(_hash(path) for path in paths)
+
+
+def _hash(path: Path) -> bytes:
+    found = hashlib.sha256()
+    with open(path, "rb") as opened:
+        while block := opened.read(1 << 20):
+            found.update(block)
+    return found.digest()
 
 
 def _noted(run: Path) -> dict[str, str]:

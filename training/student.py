@@ -20,7 +20,7 @@ from embell.engine.pooling import pool
 from embell.engine.tokens import TokenRow
 from embell.errors import EncoderError, UsageError
 from embell.training.packed_llama import PackedLlama
-from embell.training.run import training_device
+from embell.training.run import RunOptions, training_device
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class EncoderOptions:
     """How the model encodes, in training as afterwards.
 
     Attributes:
-        start_layer: first layer that looks both ways, counted from 0, negative from the end; on the command line, none is --causal;
+        start_layer: first layer that looks both ways, counted from 0, negative from the end; none is causal;
             default: as the model's files say, else the last layer
         causal: no layer looks both ways
         pooling: how token states become one vector, as for `embell encode`; default: as the model's files say, else mean
         layers: keep only the first so many layers
-        preset: prompts and pooling of a known method: bellm, prompteol, summarize, knowledge, cot, metaeol, echo
+        preset: prompts and pooling of a known method: bellm, prompteol, summarize, knowledge, cot, echo
         query_prompt: template around queries, with {text} in it
         document_prompt: template around documents, with {text} in it
         max_length: tokens at most; what is longer is cut
@@ -57,6 +57,8 @@ class EncoderOptions:
         """
         names = ("start_layer", "pooling", "layers", "preset", "query_prompt", "document_prompt", "max_length", "device")
         given: dict[str, Any] = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if model == "":
+            raise UsageError("--model is empty; leave it out for the embedded model")
         if self.causal:
             if self.start_layer is not None:
                 raise UsageError("a causal model has no start layer; give one of the two")
@@ -90,7 +92,7 @@ class LoraOptions:
     lora_dropout: float = 0.0
     merge: bool = True
 
-    def check(self) -> None:
+    def check(self, run: RunOptions) -> None:
         """Raises UsageError for a value that means nothing, and for what an adapter would need if there is to be none."""
         if self.lora_rank < 0:
             raise UsageError(f"lora_rank cannot be negative, as {self.lora_rank} is")
@@ -102,6 +104,8 @@ class LoraOptions:
             name = next(field.name for field in fields(self) if getattr(self, field.name) != field.default)
             option = "--no-merge" if name == "merge" else f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} has no effect without --lora-rank; give that, or leave it out")
+        if self.lora_rank and run.table_rate != RunOptions.table_rate:
+            raise UsageError("--table-rate has no effect with --lora-rank, which leaves the token table as it is; leave it out")
 
 
 class Student(nn.Module):
@@ -134,7 +138,13 @@ class Student(nn.Module):
                 f"{encoder.spec.adapter} is an adapter itself, and the new one would be saved without it; leave out --no-merge"
             )
         if lora is not None and lora.lora_rank:
-            lora.check()
+            widest = max(
+                (min(one.weight.shape) for one in self.network.modules() if isinstance(one, nn.Linear)), default=lora.lora_rank
+            )
+            if lora.lora_rank > widest:
+                raise UsageError(
+                    f"lora_rank {lora.lora_rank} is more than any matrix of the model has, {widest}; give a lower --lora-rank"
+                )
             encoder.add_adapter(lora.lora_rank, lora.lora_alpha, lora.lora_dropout)
             if self.head is not None:
                 self.head.requires_grad_(False)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from embell.engine import Encoder, backbone
 from embell.errors import EncoderError, UsageError
+from embell.training.run import mark_of, weights_mark
 
 SAMPLE = 30_000
 """Texts that the principal axes are computed from, at most."""
@@ -36,9 +37,7 @@ class Teacher:
         self.encoder = Encoder.load(model, dtype=dtype, device=device, **options)
         self._texts, self._folder = texts, folder
         self.made_of = hashlib.sha256(
-            repr(("known", self.encoder.spec.fingerprint, self.encoder.spec.dtype, length, list(texts))).encode(
-                errors="surrogatepass"
-            )
+            repr((mark_of(self.encoder), length, list(texts))).encode(errors="surrogatepass")
         ).hexdigest()
         mark, path, known = folder / "made_of", folder / "vectors.f16", folder / "known"
         if not (mark.is_file() and mark.read_text() == self.made_of):
@@ -126,7 +125,7 @@ class CrossEncoder:
         from transformers import AutoModelForSequenceClassification
 
         directory = backbone.find(model, None)
-        self.fingerprint = backbone.fingerprint(directory)
+        self.mark = weights_mark(directory).hex()
         self._tokenizer = backbone.load_tokenizer(directory)
         with backbone.quietly():
             try:
