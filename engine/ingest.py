@@ -14,7 +14,7 @@ from embell.engine.language import LanguageSample
 from embell.engine.seen import Places, SeenIds
 from embell.errors import CollectionError, CorpusError, EmbellError, TextError
 from embell.indexers.columns import MetadataTypes
-from embell.indexers.store import KnownDocuments, StoredRow, hash64, metadata_hash
+from embell.indexers.store import KnownDocuments, StoredRow, hash64, hashes64, metadata_hash
 
 if TYPE_CHECKING:
     from embell.engine.collection import Collection
@@ -303,7 +303,7 @@ def _compare(
 ) -> None:
     """Sort a batch into new, changed and unchanged documents, and hand on what needs work."""
     base = writer.report.documents + 1
-    hashes = np.fromiter((hash64(document.id) for document in batch), np.int64, len(batch))
+    hashes = hashes64(document.id for document in batch)
     numbers = np.array([places.number(document, base + at) for at, document in enumerate(batch)])
     repeats = dict(reversed(seen.add(hashes, numbers)))
     positions = known.find(hashes)
