@@ -10,8 +10,13 @@ import click
 from embell.errors import UsageError
 
 
-def check_environment(group: click.Context, name: str, command: click.Command) -> None:
-    """Raises UsageError for a variable that begins like those of a command's options and is none of them."""
+def check_environment(group: click.Context, name: str | None, command: click.Command | None, args: list[str]) -> None:
+    """Raises UsageError for a variable that begins like those of a command's options and is none of them.
+
+    Not where the command is asked for help with `args`, or for what its shell may complete.
+    """
+    if name is None or command is None or group.resilient_parsing or {"-h", "--help"} & set(args):
+        return
     prefix = f"{group.auto_envvar_prefix}_{name.upper()}_"
     if isinstance(command, click.Group):
         known = [f"{one.upper()}_" for one in command.list_commands(group)]

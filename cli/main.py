@@ -50,8 +50,7 @@ class _Commands(click.Group):
         if args and args[0] not in _COMMANDS and (near := difflib.get_close_matches(args[0], _COMMANDS, 1)):
             ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]}?")
         name, command, rest = super().resolve_command(ctx, args)
-        if name is not None and command is not None and not (ctx.resilient_parsing or {"-h", "--help"} & set(rest)):
-            check_environment(ctx, name, command)
+        check_environment(ctx, name, command, rest)
         return name, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

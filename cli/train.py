@@ -45,8 +45,7 @@ class _Recipes(click.Group):
                 f"No such recipe {args[0]!r}. " + (f"Did you mean {near[0]}?" if near else f"Known are {', '.join(_RECIPES)}.")
             )
         name, command, rest = super().resolve_command(ctx, args)
-        if name is not None and command is not None and not (ctx.resilient_parsing or {"-h", "--help"} & set(rest)):
-            check_environment(ctx, name, command)
+        check_environment(ctx, name, command, rest)
         return name, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -158,6 +158,7 @@ def test_a_mistake_is_one_line_and_does_not_block_the_next_start(inside: Run, wo
     teacher = ("--teacher", world.model)
     new = (*teacher, "--model", "new")
     distil(*teacher, "--hidden", "64").fails(2, "--hidden", "--model new")
+    distil(*teacher, "--hidden", "64", "--heads", "2").fails(2, "--hidden, --heads have no effect", "leave them out")
     distil(*teacher, "--fit-steps", "5").fails(2, "--fit-steps", "--model new")
     distil(*teacher, "--first", "foo").fails(2, "--first", "--teacher")
     distil(*teacher, "--near-weight", "-1").fails(2, "near_weight", "-1.0")

@@ -113,9 +113,8 @@ def refuse(function: Recipe, values: Mapping[str, Any], names: Collection[str], 
         if key.name in names and (getattr(values[key.group], key.name) if key.group else values[key.name]) != key.default
     ]
     if given:
-        raise UsageError(
-            f"{', '.join(given)} {'has' if len(given) == 1 else 'have'} no effect {why}; leave out, here and in a TOML file"
-        )
+        has, it = ("has", "it") if len(given) == 1 else ("have", "them")
+        raise UsageError(f"{', '.join(given)} {has} no effect {why}; leave {it} out, of a TOML file too")
 
 
 def to_toml(function: Recipe, values: Mapping[str, Any]) -> str:
