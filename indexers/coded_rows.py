@@ -66,17 +66,19 @@ def or_without_card(
 
     @wraps(answer)
     def answered(self: Rows, *asked: Asked.args, **more: Asked.kwargs) -> Answer:
+        cardless = self._cardless
         try:
             return answer(self, *asked, **more)
         except torch.OutOfMemoryError:
-            if self._cardless:
+            if cardless:
                 raise
-            self._cardless = True
+            if not self._cardless:  # several threads may meet this at once
+                self._cardless = True
+                warnings.warn(
+                    "the graphics card has no memory left to search with: the processor does it", EmbellWarning, stacklevel=2
+                )
             for segment in self._segments:
                 segment.on_card = None
-            warnings.warn(
-                "the graphics card has no memory left to search with: the processor does it", EmbellWarning, stacklevel=2
-            )
             return answer(self, *asked, **more)
 
     return answered  # type: ignore[return-value]  # the first parameter has a name now

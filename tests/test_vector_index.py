@@ -328,6 +328,30 @@ def test_a_matrix_that_is_mapped_has_its_place_on_the_disk(tmp_path: Path) -> No
     assert (np.load(tmp_path / "m.npy") == 3).all()
 
 
+def test_a_card_is_given_the_shapes_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than 16 queries, and whole eights of components and rows."""
+    multiply, shapes = torch._int_mm, []
+
+    def watched(left: torch.Tensor, right: torch.Tensor, **out: Any) -> torch.Tensor:
+        shapes.append((len(left) > 16, left.shape[1] % 8, right.shape[1] % 8))
+        return multiply(left, right, **out)
+
+    rows, queries = unit_rows(5, 301, 16).astype(np.float16), unit_rows(6, 40, 16)
+    index = ExactIndex(16)
+    index.add(np.arange(301), rows)
+    index._int8 = index._mixed = False
+    as_if_on_a_card(monkeypatch)
+    monkeypatch.setattr(rows_module, "CARD_QUERIES", 32)
+    monkeypatch.setattr(torch, "_int_mm", watched)
+    for allowed in (None, np.arange(301) % 7 == 0):
+        truth = reference(queries, rows)
+        if allowed is not None:
+            truth[:, ~allowed] = -np.inf
+        np.testing.assert_array_equal(index.search(queries, 5, allowed)[1], ranked(truth, 5))
+    index.search(queries[:31], 5)  # too few for a card
+    assert set(shapes) == ({(True, 0, 0)} if int8_products() else set())
+
+
 def test_a_card_without_memory_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = unit_rows(5, 300, 16, clusters=40, spread=0.1).astype(np.float16)
     truth = reference(renormalise(rows), rows)
