@@ -327,7 +327,7 @@ def filters(work: Path, rows: Array, queries: Array, repeat: int) -> None:
     times: dict[int, tuple[list[float], list[float]]] = {most: ([], []) for most in conditions}
     for number in range(40 * repeat):
         for most, where in conditions.items():  # in turns
-            collection._look().matching.clear()  # as if the condition were new
+            collection._look().conditions.clear()  # as if the condition were new
             for taken in times[most]:
                 began = time.perf_counter()
                 collection.search(queries[number % 1000 : number % 1000 + 1], where=where)

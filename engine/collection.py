@@ -542,11 +542,11 @@ class Collection:
         grouped = chunked and not chunks
         wanted = k + offset
         reach = wanted + (without is not None)
-        allowed = snapshot.alive if where is None else snapshot.fitting(where)
+        condition = None if where is None else snapshot.condition(where)
         if grouped:
             reach *= 4  # several chunks of one document come together
         while True:
-            scores, keys = snapshot.search(queries, min(reach, max(1, len(snapshot.keys))), allowed)
+            scores, keys = snapshot.search(queries, min(reach, max(1, len(snapshot.keys))), condition)
             if min_score is not None:
                 keys[scores < min_score] = -1
             name = "document" if chunked else "id"

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embell.engine.condition import Condition
 from embell.engine.manifest import Manifest
 from embell.errors import CollectionError, EmbellWarning, MissingExtraError
+from embell.indexers.codes import FEW_QUERIES
 from embell.indexers.documents_file import DocumentsFile
 from embell.indexers.exact import ExactIndex
 from embell.indexers.store import Store
@@ -33,6 +35,8 @@ MEASURED_AT = 10
 _CONDITIONS = 8
 _CHANGING = re.compile(r"\b(now|random|uuid|current_\w+)\b", re.IGNORECASE)
 """In a condition that may mean something else the next time."""
+_MANY_FIT, _SPARE = 0.3, 8
+"""The share of fitting rows from which on a few queries look at the best of all rows first, and how many more of these than should do."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,8 @@ class Snapshot:
     store: Store
     documents: DocumentsFile | None
     changed: list[int]
-    matching: dict[str, Array] = field(default_factory=dict)
-    """By condition, the positions that a search may return: of the last conditions that were asked for."""
+    conditions: dict[str, Condition] = field(default_factory=dict)
+    """The last that were asked for."""
 
     @classmethod
     def take(cls, directory: Path, manifest: Manifest, store: Store) -> Snapshot:
@@ -115,47 +119,24 @@ class Snapshot:
         """Rows that the index does not cover, and rows of the index that are gone."""
         return len(self.keys) - self.covered + (0 if self.alive is None else int((~self.alive).sum()))
 
-    def fitting(self, where: str) -> Array:
-        """The positions of rows that fit a condition, bool; kept for the next search with it.
+    def condition(self, where: str) -> Condition:
+        """A condition on the rows; kept for the next search with it.
 
-        Raises UsageError if the condition is not valid for the columns.
+        Raises UsageError if it is not valid for the columns, or later, when rows are searched with it.
         """
-        if where in self.matching:
-            return self.matching[where]
-        self.store.check_condition(where)
-        found = self._fitting_copies(where)
-        if found is None:
-            found = np.zeros(len(self.keys), bool)
-            found[self._places(self.store.keys(where))] = True
+        condition = self.conditions.get(where) or Condition(self, where)
         if not _CHANGING.search(where):
-            while len(self.matching) >= _CONDITIONS:
-                self.matching.pop(next(iter(self.matching)), None)
-            self.matching[where] = found
-        return found
-
-    def _fitting_copies(self, where: str) -> Array | None:
-        """The rows that fit by what the copies say; None if they cannot tell."""
-        if self.documents is None or (fits := self.documents.matches(where)) is None:
-            return None
-        found = fits
-        if self.changed or self.covered < len(self.keys):
-            newer = self._newer.matches(where)
-            if newer is None:
-                return None
-            found = np.zeros(len(self.keys), bool)
-            found[: self.covered] = fits
-            found[self._places(np.array(self.changed, np.int64))] = False
-            found[self._places(self._newer.keys[newer])] = True
-        if self.alive is not None:
-            found &= self.alive
-        return found
+            while len(self.conditions) >= _CONDITIONS and where not in self.conditions:
+                self.conditions.pop(next(iter(self.conditions)), None)
+            self.conditions[where] = condition
+        return condition
 
     @cached_property
-    def _newer(self) -> DocumentsFile:
+    def newer(self) -> DocumentsFile:
         """The rows that `documents` does not know as they are now, read when a condition is first asked for."""
         return DocumentsFile(list(self.store.batches(int(self.keys[self.covered - 1]), self.changed)))
 
-    def _places(self, keys: Array) -> Array:
+    def places(self, keys: Array) -> Array:
         """The positions of those of these keys, ascending, that are there."""
         at = np.searchsorted(self.keys, keys)
         at = at[at < len(self.keys)]
@@ -181,14 +162,17 @@ class Snapshot:
         found = dict(zip(wanted[copied].tolist(), copies, strict=True))
         return found if copied.all() else found | self.store.rows(wanted[~copied].tolist(), columns)
 
-    def search(self, queries: Array, k: int, allowed: Array | None) -> tuple[Array, Array]:
+    def search(self, queries: Array, k: int, condition: Condition | None = None) -> tuple[Array, Array]:
         """The best `k` rows of each query with exact scores: `(scores, keys)`, key -1 where there are fewer.
 
-        Filtered searches are exact. An approximate index gives candidates, which are scored again here; a
+        Searches with a condition are exact. An approximate index gives candidates, which are scored again here; a
         query for which it finds too few is searched exactly.
         """
-        if self.candidates is None or (allowed is not None and allowed is not self.alive):
-            return self.rows.search(queries, k, allowed)
+        if condition is not None:
+            those = self._among_the_best(queries, k, condition)
+            return self.rows.search(queries, k, condition.all) if those is None else those
+        if self.candidates is None:
+            return self.rows.search(queries, k, self.alive)
         scores = np.full((len(queries), k), -np.inf)
         keys = np.full((len(queries), k), -1, np.int64)
         gone = 0 if self.alive is None else int((~self.alive).sum())
@@ -219,6 +203,24 @@ class Snapshot:
         if len(short):
             scores[short], keys[short] = self.rows.search(queries[short], k, self.alive)
         return scores, keys
+
+    def _among_the_best(self, queries: Array, k: int, condition: Condition) -> tuple[Array, Array] | None:
+        """The best `k` that fit, looked for among the best of all rows; None where they may not be found there soon.
+
+        Where many rows fit, this spares looking at all of them with the condition, and again with what it said of them.
+        """
+        if len(queries) > FEW_QUERIES or condition.share < _MANY_FIT:
+            return None
+        reach = int(condition.surplus * k / condition.share) + _SPARE
+        if reach > len(self.keys) // _SPARE:
+            return None
+        scores, keys = self.rows.search(queries, reach, self.alive)
+        fit = condition.at(np.searchsorted(self.keys, np.maximum(keys, 0).ravel())).reshape(keys.shape) & (keys >= 0)
+        if (fit.sum(axis=1) < k).any():
+            condition.surplus *= 2  # those that fit are not what these queries ask for
+            return None
+        first = np.argsort(~fit, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(scores, first, axis=1), np.take_along_axis(keys, first, axis=1)
 
 
 def _candidates(kind: str, generation: Path, store: Store, keys: Array) -> Candidates:

@@ -17,6 +17,9 @@ from embell.errors import CorpusError
 RESERVED = ("key", "id", "document", "start", "end", "text", "text_hash", "metadata_hash", "vector")
 """Columns of the table itself; a metadata field of the same name gets an underscore behind it."""
 
+INNER = ("key", "text_hash", "metadata_hash", "vector")
+"""Those of them that no condition may name."""
+
 WIDENED = "__as_float"
 """Ends the name of a column that is on its way from whole numbers to fractions."""
 

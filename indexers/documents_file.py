@@ -6,20 +6,25 @@ memory-mapped. Conditions are evaluated where it lies by DataFusion, the engine 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from embell.indexers.comparisons import comparison, known_true
+from embell.indexers.columns import INNER
+from embell.indexers.comparisons import Fits, comparison, known_true, plain_comparison
 
 Array = np.ndarray[Any, Any]
+Read = TypeVar("Read")
 
 FILE = "documents.arrow"
-_ROWS, _BYTES = 2**16, 2**28
+_ROWS, _BYTES = 2**20, 2**28
+"""At most so much in one batch: a look-up costs some time for each."""
+_TOGETHER = 2**16
+"""Rows that DataFusion works on at a time."""
 _SHARED = 2**19
 """Rows for each core; fewer are looked through before another core has begun."""
 
@@ -37,10 +42,11 @@ class DocumentsFile:
             self._row = np.argsort(self.keys)
             self.keys = self.keys[self._row]
         self._table: Any = None
+        self._names: dict[str, bool] = {}
 
     @staticmethod
     def write(directory: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-        """Write rows, in whatever order they come, in large batches: DataFusion takes some time for each."""
+        """Write rows, in whatever order they come, in large batches."""
         with pa.OSFile(str(directory / FILE), "wb") as file, pa.ipc.new_file(file, schema) as writer:
             held: list[pa.RecordBatch] = []
             for batch in batches:
@@ -75,34 +81,65 @@ class DocumentsFile:
                 found[place] = row
         return found
 
+    def plain(self, where: str) -> Fits | None:
+        """What a condition says, for `fitting`, if it compares columns with whole numbers and strings, joined by AND, and says no more; else None.
+
+        Of such there is nothing to check.
+        """
+        return plain_comparison(where, self._batches[0].schema, self._named) if self._batches else None
+
+    def comparison(self, where: str) -> Fits | None:
+        """What a condition says, for `fitting`, if it compares columns with values and says no more; else None."""
+        if not self._batches or '"' in where:  # versions of LanceDB differ about what is a name and what a string there
+            return None
+        schema = self._batches[0].schema
+        return self.plain(where) or self._read(where, lambda condition: comparison(condition, schema))
+
+    def fitting(self, fits: Fits, positions: Array | None = None) -> Array:
+        """Whether the row at each position fits what `comparison` read, or that at each of these positions: bool."""
+        if positions is None:
+            found = np.concatenate([np.zeros(0, bool), *(fits(batch, None) for batch in self._batches)])
+            return found if self._row is None else found[self._row]
+        numbers = positions if self._row is None else self._row[positions]
+        if len(self._batches) == 1:
+            return fits(self._batches[0], numbers)
+        which = np.searchsorted(self._starts, numbers, side="right") - 1
+        found = np.empty(len(numbers), bool)
+        for batch in np.unique(which).tolist():
+            at = np.flatnonzero(which == batch)
+            found[at] = fits(self._batches[batch], numbers[at] - self._starts[batch])
+        return found
+
     def matches(self, where: str) -> Array | None:
         """Whether the row at each position fits a condition: bool; None if only LanceDB can tell."""
         if not len(self.keys):
             return np.zeros(0, bool)
-        if '"' in where:  # versions of LanceDB differ about what is a name and what a string there
+        if (fits := self.comparison(where)) is not None:
+            return self.fitting(fits)
+        if '"' in where:
             return None
-        try:
-            table = self._asked()
-            condition = table.parse_sql_expr(f"({where})")
-            found = self._compared(condition)
-            parts = [] if found is not None else table.select(condition).collect_partitioned()
-        except Exception:  # DataFusion raises nothing more particular; LanceDB says what is wrong, or knows better
+        parts = self._read(where, lambda condition: self._asked().select(condition).collect_partitioned())
+        if parts is None:
             return None
-        if found is None:
-            columns = [batch.column(0) for part in parts for batch in part]
-            if any(column.type != pa.bool_() for column in columns):
-                return None
-            found = np.concatenate([known_true(column) for column in columns])
+        columns = [batch.column(0) for part in parts for batch in part]
+        if any(column.type != pa.bool_() for column in columns):
+            return None
+        found = np.concatenate([known_true(column) for column in columns])
         return found if self._row is None else found[self._row]
 
-    def _compared(self, condition: Any) -> Array | None:
-        fits = comparison(condition, self._batches[0].schema)
-        if fits is None:
+    def _read(self, where: str, use: Callable[[Any], Read]) -> Read | None:
+        """What is made of the condition as DataFusion reads it; None where it does not, or fails later."""
+        try:
+            return use(self._asked().parse_sql_expr(f"({where})"))
+        except Exception:  # DataFusion raises nothing more particular; LanceDB says what is wrong, or knows better
             return None
-        found = np.empty(len(self.keys), bool)
-        for batch, begin in zip(self._batches, self._starts.tolist(), strict=False):
-            found[begin : begin + len(batch)] = fits(batch)
-        return found
+
+    def _named(self, word: str) -> bool:
+        """Whether a word stands for the column of that name, and one that may be asked about: `true` and `key` do not."""
+        if word not in self._names:
+            column = self._read(word, lambda read: read.variant_name() == "Column" and read.to_variant().name() == word)
+            self._names[word] = bool(column) and word not in INNER
+        return self._names[word]
 
     def _asked(self) -> Any:
         """The rows as a table of DataFusion's, whose answers keep their order: a share of the batches for each core."""
@@ -110,14 +147,13 @@ class DocumentsFile:
             from datafusion import SessionConfig, SessionContext
 
             cores = max(1, min(torch.get_num_threads(), len(self.keys) // _SHARED))
-            settings = SessionConfig().with_target_partitions(cores).with_batch_size(_ROWS)
+            settings = SessionConfig().with_target_partitions(cores).with_batch_size(_TOGETHER)
             settings = settings.set("datafusion.sql_parser.enable_ident_normalization", "false")
             settings = settings.set("datafusion.optimizer.enable_round_robin_repartition", "false")
             session = SessionContext(settings)
-            share = -(-len(self._batches) // cores)
-            session.register_record_batches(
-                "documents", [self._batches[begin : begin + share] for begin in range(0, len(self._batches), share)]
-            )
+            parts = [batch.slice(begin, _TOGETHER) for batch in self._batches for begin in range(0, len(batch), _TOGETHER)]
+            share = -(-len(parts) // cores)
+            session.register_record_batches("documents", [parts[begin : begin + share] for begin in range(0, len(parts), share)])
             self._table = session.table("documents")
         return self._table
 

@@ -18,7 +18,7 @@ import orjson
 import pyarrow as pa
 
 from embell.errors import CollectionError, UsageError
-from embell.indexers.columns import RESERVED, WIDENED, MetadataTypes, arrow_column
+from embell.indexers.columns import INNER, RESERVED, WIDENED, MetadataTypes, arrow_column
 
 TABLE = "documents"
 _LOOKUP = 2000
@@ -369,7 +369,7 @@ class Store:
         if re.search(r"\?|\$\d", bare):
             raise UsageError(f"--where {where!r}: ? and $1 would be placeholders, which nothing fills; write the value itself")
         words = re.findall(r"\w+", re.sub(r"'[^']*'", "", where))
-        for inner in ("key", "text_hash", "metadata_hash", "vector"):
+        for inner in INNER:
             if inner in words:
                 raise UsageError(
                     f"--where {where!r}: {inner} is an inner column; a metadata field of that name is called {inner}_"
@@ -380,7 +380,7 @@ class Store:
         return UsageError(f"--where {where!r}: {said}; columns are {', '.join(self._filter_columns())}")
 
     def _filter_columns(self) -> list[str]:
-        return [f.name for f in self._table.schema if f.name not in ("vector", "text_hash", "metadata_hash", "key")]
+        return [f.name for f in self._table.schema if f.name not in INNER]
 
     def _grow(self, types: MetadataTypes) -> None:
         """Add the columns that these rows need, and widen integer columns that now hold fractions."""

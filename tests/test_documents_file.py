@@ -94,7 +94,93 @@ def test_a_condition_fits_the_rows_that_lancedb_says(made: Collection, where: st
 def test_comparisons_are_looked_up_and_nothing_else(made: Collection, where: str, looked_up: bool) -> None:
     documents = made._look().documents
     assert documents is not None
-    assert (documents._compared(documents._asked().parse_sql_expr(where)) is not None) == looked_up
+    assert (documents.comparison(where) is not None) == looked_up
+
+
+@pytest.mark.parametrize(
+    ("where", "read"),
+    [("whole<3", True), (" whole >= -3 and id<>'d5' ", True), ("text = ' AND ' AND gaps = 0", False), ("key < 3", False), ("whole < 3 OR whole > 5", False),
+     ("`a word` = 'one'", False), ("id = 'it''s'", False), ("whole = 1234567890123456789", False), ("whole = 3.0", False), ("whole = '3'", False),
+     ("true = 1", False), ("user = 'x'", True), ("current_date > 5", False), ("Whole < 3", False), ("3 < whole", False)]
+)  # fmt: skip
+def test_the_plainest_conditions_are_read_here(tmp_path: Path, where: str, read: bool) -> None:
+    collection = Collection.create(tmp_path / "c", None, dim=DIM)
+    collection.add(document(number, true=1, user="x", current_date=9) for number in range(20))
+    snapshot = collection._look()
+    assert snapshot.documents is not None
+    fits = snapshot.documents.plain(where)
+    assert (fits is not None) == read
+    if fits is not None:
+        assert snapshot.keys[snapshot.documents.fitting(fits)].tolist() == collection.store.keys(where).tolist()
+        some = np.array([19, 3, 3, 0])
+        assert snapshot.documents.fitting(fits, some).tolist() == snapshot.documents.fitting(fits)[some].tolist()
+
+
+def test_rows_are_looked_up_one_by_one_in_several_batches(tmp_path: Path, made: Collection) -> None:
+    file = DocumentsFile(list(made.store.batches())[0:1])
+    (batch,) = file._batches
+    mixed = batch.take(np.random.default_rng(1).permutation(ROWS))
+    apart = DocumentsFile([mixed.slice(0, 70), mixed.slice(70, 1), mixed.slice(71)])
+    some = np.random.default_rng(0).integers(0, ROWS, 100)
+    for where in ("whole < 3", "gaps >= 4", "id > 'd2'", "gaps != 3 AND yes = true", "gaps IN (1, 2) OR whole = 3"):
+        fits = apart.comparison(where)
+        right = file.matches(where)
+        assert fits is not None
+        assert right is not None
+        assert apart.fitting(fits, some).tolist() == right[some].tolist()
+        assert apart.fitting(fits).tolist() == right.tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_few_questions_get_the_best_rows_that_fit(made: Collection, data: st.DataObject) -> None:
+    """Against a look at every row, whether or not the best of all rows were enough."""
+    where = data.draw(
+        st.sampled_from(
+            ["whole > -3", "whole > 2", "gaps < 9", "id > 'd15' AND whole < 9", "id < 'd14'", "gaps >= 0 AND yes = true"]
+        )
+    )
+    seed, count, k = data.draw(st.integers(0, 50)), data.draw(st.integers(1, 5)), data.draw(st.integers(1, 12))
+    snapshot = made._look()
+    assert snapshot.documents is not None
+    fits = np.flatnonzero(snapshot.documents.matches(where))
+    asked = np.stack([vector(seed + number) for number in range(count)])
+    asked /= np.linalg.norm(asked, axis=1, keepdims=True)
+    condition = snapshot.condition(where)
+    scores, keys = snapshot.search(asked, k, condition)
+    every = snapshot.rows.vectors(fits).astype(np.float64) @ asked.astype(np.float64).T
+    for query in range(count):
+        order = np.lexsort((fits, -every[:, query]))[:k]
+        assert keys[query].tolist() == snapshot.keys[fits[order]].tolist()
+        assert scores[query] == pytest.approx(every[order, query], abs=1e-12)
+
+
+def test_the_best_rows_are_looked_at_first_only_where_many_fit(tmp_path: Path) -> None:
+    collection = Collection.create(tmp_path / "c", None, dim=DIM)
+    near, far = np.eye(DIM, dtype=np.float32)[:2]
+    towards = [near if number < 300 else far for number in range(600)]
+    collection.add(
+        Document(str(number), "x", {"far": int(number >= 300), "tenth": number % 10}, to + 0.01 * vector(number))
+        for number, to in enumerate(towards)
+    )
+    snapshot = collection._look()
+
+    def best(asked: np.ndarray[Any, Any], where: str, k: int = 5) -> tuple[Any, Any] | None:
+        return snapshot._among_the_best(asked[None].astype(np.float32), k, snapshot.condition(where))
+
+    found = best(near, "tenth < 5")
+    assert found is not None
+    assert (snapshot.keys[np.searchsorted(snapshot.keys, found[1][0])] % 10 < 5).all()
+    assert best(near, "tenth < 1") is None  # too few
+    assert best(near, "tenth < 5", k=100) is None  # too many wanted
+    assert best(near, "tenth * 2 < 10") is None  # not looked up
+    surplus = snapshot.condition("far = 1").surplus
+    assert best(near, "far = 1") is None  # what fits is not what is asked for
+    assert snapshot.condition("far = 1").surplus > surplus
+    assert best(far, "far = 1") is not None
+    hits = collection.search(near[None], 5, where="far = 1")[0]
+    assert all(hit.metadata["far"] == 1 for hit in hits)
+    assert len(hits) == 5
 
 
 @pytest.mark.parametrize("sign", ["=", "!=", "<>", "<", "<=", ">", ">="])
@@ -129,8 +215,17 @@ def everything(collection: Collection) -> list[Any]:
     """What searches answer, with all that they tell of the documents."""
     asked = np.stack([vector(number) for number in (3, 500)])
     return [
-        collection.search(asked, 400, where=where)
-        for where in (None, "whole > 5", "`a word` = 'changed'", "Part IS NULL", "whole / 2.0 = 0.25 OR whole = 99", "whole = 8")
+        collection.search(asked, k, where=where)
+        for k in (4, 400)
+        for where in (
+            None,
+            "whole > 5",
+            "whole > -2 AND id < 'd7'",
+            "`a word` = 'changed'",
+            "Part IS NULL",
+            "whole / 2.0 = 0.25 OR whole = 99",
+            "whole = 8",
+        )
     ]
 
 
