@@ -214,13 +214,10 @@ class Snapshot:
         reach = int(condition.surplus * k / condition.share) + _SPARE
         if reach > len(self.keys) // _SPARE:
             return None
-        scores, keys = self.rows.search(queries, reach, self.alive)
-        fit = condition.at(np.searchsorted(self.keys, np.maximum(keys, 0).ravel())).reshape(keys.shape) & (keys >= 0)
-        if (fit.sum(axis=1) < k).any():
+        found = self.rows.search_fitting(queries, k, condition.at, reach, self.alive)
+        if found is None:
             condition.surplus *= 2  # those that fit are not what these queries ask for
-            return None
-        first = np.argsort(~fit, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(scores, first, axis=1), np.take_along_axis(keys, first, axis=1)
+        return found
 
 
 def _candidates(kind: str, generation: Path, store: Store, keys: Array) -> Candidates:

@@ -8,7 +8,7 @@ equal scores are ordered by key.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -75,6 +75,19 @@ class ExactIndex(CodedRows):
             place = begin + asked, ranks(asked)
             scores[place], keys[place] = found, all_keys[positions]
         return scores, keys
+
+    def search_fitting(
+        self, queries: Array, k: int, fits: Callable[[Array], Array], among: int, allowed: Array | None = None
+    ) -> tuple[Array, Array] | None:
+        """What `search` answers where only rows take part whose positions `fits`, bool, if those are among the best `among` of a few queries; else None."""
+        self._code(len(queries))
+        queries = np.ascontiguousarray(queries, np.float32)
+        asked, positions, least = self._near(queries, among, allowed)
+        kept = fits(positions)
+        asked, scores, positions = self.best_of(queries, k, asked[kept], positions[kept])
+        if len(asked) < k * len(queries) or (scores < least[asked]).any():
+            return None
+        return scores.reshape(-1, k), self.keys[positions].reshape(-1, k)
 
     def range_search(self, queries: Array, threshold: float, allowed: Array | None = None) -> list[tuple[Array, Array]]:
         """For each query, `(scores float64, keys)` of the rows that score at least `threshold`, best first."""
@@ -197,9 +210,14 @@ class ExactIndex(CodedRows):
         shares = cores * -(-queries // (cores * QUERIES))
         return -(-queries // shares) if queries >= cores * _FEWEST_QUERIES else QUERIES
 
-    @or_without_card
     def _best(self, queries: Array, k: int, allowed: Array | None) -> tuple[Array, Array, Array]:
         """The exact best `k` of each query: `(queries, scores, positions)`, by query and best first."""
+        asked, positions, _ = self._near(queries, k, allowed)
+        return self.best_of(queries, k, asked, positions)
+
+    @or_without_card
+    def _near(self, queries: Array, k: int, allowed: Array | None) -> tuple[Array, Array, Array]:
+        """Pairs among which the best `k` of each query are: `(queries, positions, least)`, by query; all others score less than `least` `(q,)`."""
         best = torch.full((len(queries), k), -torch.inf, dtype=torch.float64)  # the largest lows of candidates
         reach = np.full(len(queries), -np.inf)  # what the k-th best score is at least
         candidates, merged, counted = Shortlist(), 0, 0
@@ -221,7 +239,7 @@ class ExactIndex(CodedRows):
                 reach = np.maximum(reach, best[:, -1].numpy())
         candidates.everywhere(len(queries), self._loose(len(queries), allowed, None, card))
         reach = np.maximum(reach, candidates.kth(best, merged)[:, -1].numpy())
-        return self.best_of(queries, k, *candidates.among(reach))
+        return *candidates.among(reach), reach
 
     @or_without_card
     def _within(
