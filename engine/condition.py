@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-_SAMPLE = 256
-
 
 class Condition:
     """One condition on the rows of one snapshot.
@@ -33,11 +31,11 @@ class Condition:
 
     @cached_property
     def share(self) -> float:
-        """About how many of the rows fit, by a sample of them; 0 if rows cannot be looked up one by one."""
-        count = len(self._snapshot.keys)
-        if self._fits is None or not count or (self._copies_are_old and self._newer is None):
+        """About how many of the rows fit, by a sample of those copied; 0 if rows cannot be looked up one by one."""
+        documents = self._snapshot.documents
+        if self._fits is None or documents is None or not len(documents.keys) or (self._copies_are_old and self._newer is None):
             return 0.0
-        return float(self.at(np.arange(0, count, -(-count // _SAMPLE))).mean())
+        return documents.share(self._fits)
 
     def at(self, positions: Array) -> Array:
         """Whether the rows at these positions fit, bool; where `share` is not 0. Rows that are gone may, too."""

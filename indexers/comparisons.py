@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -31,14 +31,22 @@ _TYPES = (pa.int64(), pa.string(), pa.bool_())
 _PLAIN = re.compile(r"([^\W\d]\w*)\s*(<=|>=|!=|<>|<|>|=)\s*(-?\d{1,18}|'[^']*')")
 _AND = re.compile(r"\s+AND\s+", re.IGNORECASE)
 
-Fits = Callable[[pa.RecordBatch, Array | None], Array]
-"""Tells which rows of a batch fit, or which of those at some places in it: bool."""
+
+class Columns(Protocol):
+    """Rows, such as an Arrow batch."""
+
+    def column(self, name: str) -> pa.Array:
+        """A column of all rows."""
 
 
-def plain_comparison(where: str, schema: pa.Schema, named: Callable[[str], bool]) -> Fits | None:
+Fits = Callable[[Columns, Array | None], Array]
+"""Tells which rows fit, or which of those at some places: bool."""
+
+
+def plain_comparison(where: str, type_of: Callable[[str], pa.DataType | None]) -> Fits | None:
     """What a condition says that is no more than comparisons with whole numbers and strings, joined by AND; None if it is more.
 
-    `named` tells whether a word stands for the column of that name, and not for something of SQL's own.
+    `type_of` tells the type of the column that a word stands for, None if it stands for none, but for something of SQL's own.
     """
     found: list[Fits] = []
     for part in _AND.split(where.strip()):
@@ -46,8 +54,8 @@ def plain_comparison(where: str, schema: pa.Schema, named: Callable[[str], bool]
         if read is None:
             return None
         name, sign, written = read.groups()
-        value = pa.scalar(written[1:-1]) if written[0] == "'" else pa.scalar(int(written), pa.int64())
-        if schema.get_field_index(name) < 0 or schema.field(name).type != value.type or not named(name):
+        value = written[1:-1] if written[0] == "'" else int(written)
+        if type_of(name) != (pa.string() if isinstance(value, str) else pa.int64()):
             return None
         found.append(_fits(name, "!=" if sign == "<>" else sign, value))
     return found[0] if len(found) == 1 else lambda *rows: np.logical_and.reduce([fits(*rows) for fits in found])
@@ -83,22 +91,22 @@ def _compared(sign: str, left: Any, right: Any, schema: pa.Schema) -> Fits | Non
     if asked is None:
         return None
     name, (value,) = asked
-    return _fits(name, sign, value)
+    return _fits(name, sign, value.as_py())
 
 
-def _fits(name: str, sign: str, value: pa.Scalar) -> Fits:
+def _fits(name: str, sign: str, value: int | str | bool) -> Fits:
+    """What tells where a column, of the type of `value`, compares with it like that."""
     ours, arrows, _ = _OPERATIONS[sign]
-    if value.type != pa.int64():
+    if isinstance(value, (str, bool)):
         return lambda *rows: known_true(arrows(_column(name, *rows), value))
-    number = value.as_py()
 
-    def fits(batch: pa.RecordBatch, places: Array | None = None) -> Array:
-        column = batch.column(name)
+    def fits(rows: Columns, places: Array | None = None) -> Array:
+        column = rows.column(name)
         if column.null_count:
-            column, places = _column(name, batch, places), None
+            column, places = _column(name, rows, places), None
         known, buffer = column.buffers()
         numbers = np.frombuffer(buffer, np.int64)[column.offset : column.offset + len(column)]
-        found: Array = ours(numbers if places is None else numbers[places], number)
+        found: Array = ours(numbers if places is None else numbers[places], value)
         return found & _bits(known, column) if column.null_count else found
 
     return fits
@@ -113,8 +121,8 @@ def _among(left: Any, items: Sequence[Any], schema: pa.Schema) -> Fits | None:
     return lambda *rows: known_true(pc.is_in(_column(name, *rows), value_set=listed))
 
 
-def _column(name: str, batch: pa.RecordBatch, places: Array | None = None) -> pa.Array:
-    column = batch.column(name)
+def _column(name: str, rows: Columns, places: Array | None = None) -> pa.Array:
+    column = rows.column(name)
     return column if places is None else column.take(pa.array(places))
 
 

@@ -25,6 +25,7 @@ _ROWS, _BYTES = 2**20, 2**28
 """At most so much in one batch: a look-up costs some time for each."""
 _TOGETHER = 2**16
 """Rows that DataFusion works on at a time."""
+_SAMPLED = 256
 _SHARED = 2**19
 """Rows for each core; fewer are looked through before another core has begun."""
 
@@ -42,7 +43,8 @@ class DocumentsFile:
             self._row = np.argsort(self.keys)
             self.keys = self.keys[self._row]
         self._table: Any = None
-        self._names: dict[str, bool] = {}
+        self._types: dict[str, pa.DataType | None] = {}
+        self._sample = _Sample(self._batches)
 
     @staticmethod
     def write(directory: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
@@ -86,7 +88,7 @@ class DocumentsFile:
 
         Of such there is nothing to check.
         """
-        return plain_comparison(where, self._batches[0].schema, self._named) if self._batches else None
+        return plain_comparison(where, self._type_of)
 
     def comparison(self, where: str) -> Fits | None:
         """What a condition says, for `fitting`, if it compares columns with values and says no more; else None."""
@@ -109,6 +111,10 @@ class DocumentsFile:
             at = np.flatnonzero(which == batch)
             found[at] = fits(self._batches[batch], numbers[at] - self._starts[batch])
         return found
+
+    def share(self, fits: Fits) -> float:
+        """About which share of the rows fits, by a sample of them."""
+        return float(fits(self._sample, None).mean())
 
     def matches(self, where: str) -> Array | None:
         """Whether the row at each position fits a condition: bool; None if only LanceDB can tell."""
@@ -134,12 +140,13 @@ class DocumentsFile:
         except Exception:  # DataFusion raises nothing more particular; LanceDB says what is wrong, or knows better
             return None
 
-    def _named(self, word: str) -> bool:
-        """Whether a word stands for the column of that name, and one that may be asked about: `true` and `key` do not."""
-        if word not in self._names:
-            column = self._read(word, lambda read: read.variant_name() == "Column" and read.to_variant().name() == word)
-            self._names[word] = bool(column) and word not in INNER
-        return self._names[word]
+    def _type_of(self, word: str) -> pa.DataType | None:
+        """The type of the column that a word stands for, if it may be asked about: `true` and `key` do not."""
+        if word not in self._types:
+            read = self._read(word, lambda read: read.to_variant().name() if read.variant_name() == "Column" else None)
+            there = read == word and word not in INNER and self._batches and word in self._batches[0].schema.names
+            self._types[word] = self._batches[0].schema.field(word).type if there else None
+        return self._types[word]
 
     def _asked(self) -> Any:
         """The rows as a table of DataFusion's, whose answers keep their order: a share of the batches for each core."""
@@ -156,6 +163,21 @@ class DocumentsFile:
             session.register_record_batches("documents", [parts[begin : begin + share] for begin in range(0, len(parts), share)])
             self._table = session.table("documents")
         return self._table
+
+
+class _Sample:
+    """Some of the rows of batches, evenly spaced."""
+
+    def __init__(self, batches: Sequence[pa.RecordBatch]) -> None:
+        self._batches = batches
+        self._columns: dict[str, pa.Array] = {}
+
+    def column(self, name: str) -> pa.Array:
+        if name not in self._columns:
+            whole = pa.chunked_array([batch.column(name) for batch in self._batches])
+            some = whole.take(pa.array(range(0, len(whole), -(-len(whole) // _SAMPLED))))
+            self._columns[name] = some.combine_chunks()
+        return self._columns[name]
 
 
 def _column(batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
