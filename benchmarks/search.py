@@ -9,6 +9,7 @@ between us and the peer, `--repeat` times; medians are printed. hnswlib and usea
 from __future__ import annotations
 
 import argparse
+import random
 import resource
 import shutil
 import time
@@ -325,8 +326,9 @@ def filters(work: Path, rows: Array, queries: Array, repeat: int) -> None:
     share = np.arange(len(rows)) * 7919 % 1000
     conditions = {1000: None, 500: "share < 500", 50: "share < 50", 10: "share < 10", 1: "share < 1"}
     times: dict[int, tuple[list[float], list[float]]] = {most: ([], []) for most in conditions}
+    mixed = random.Random(0)
     for number in range(40 * repeat):
-        for most, where in conditions.items():  # in turns
+        for most, where in mixed.sample(list(conditions.items()), len(conditions)):  # a scan leaves the caches to what comes next
             collection._look().conditions.clear()  # as if the condition were new
             for taken in times[most]:
                 began = time.perf_counter()

@@ -290,6 +290,30 @@ def test_rows_that_take_no_part_keep_no_other_out(spread: float, int8: bool, mix
             np.testing.assert_array_equal(index.search(query, k, allowed)[1], ranked(truth, k), err_msg=str(k))
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([1e-3, 0.03, 0.3]), st.integers(1, 3), st.integers(1, 8), st.booleans())
+def test_the_best_that_fit_are_told_only_where_they_are_certain(seed: int, spread: float, k: int, among: int, hard: bool) -> None:
+    rng = np.random.default_rng(seed)
+    rows = unit_rows(seed, 500, 32, clusters=1, spread=spread).astype(np.float16)
+    queries = unit_rows(seed, 2, 32, clusters=1, spread=spread)
+    fitting = rng.random(500) < rng.choice([0.3, 0.6, 0.9])
+    if hard:  # those that fit begin about where what may belong to the best ends
+        fitting = np.ones(500, bool)
+        fitting[ranked(reference(queries[:1], rows), among + int(rng.integers(0, 60)))] = False
+        queries = queries[:1]
+    index = ExactIndex(32)
+    index.add(np.arange(500), rows)
+    found = index.search_fitting(queries, k, lambda positions: fitting[positions], among)
+    scores = reference(queries, rows)
+    scores[:, ~fitting] = -np.inf
+    if found is not None:
+        assert found[1].tolist() == ranked(scores, k).tolist()
+        assert found[0] == pytest.approx(np.take_along_axis(scores, found[1], axis=1), abs=1e-12)
+    best = ranked(reference(queries, rows), among)
+    if (fitting[best].sum(axis=1) >= k).all():
+        assert found is not None
+
+
 def test_one_question_with_many_ties_needs_little_memory() -> None:
     rows = np.repeat(unit_rows(3, 1, 64).astype(np.float16), 50_000, axis=0)
     index = ExactIndex(64)
