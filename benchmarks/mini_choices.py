@@ -29,7 +29,8 @@ from embell.training.batches import Batches, Examples, plan_batches
 from embell.training.distill import distill
 from embell.training.fresh import RESIDUAL, ShapeOptions, fresh_student
 from embell.training.nesting import NestingOptions
-from embell.training.run import RunOptions, begin, finish, train
+from embell.training.run import RunOptions, train
+from embell.training.run_directory import begin, finish
 from embell.training.student import EncoderOptions
 from embell.training.teacher import Teacher
 from embell.training.texts import TokenisedTexts

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from embell.cli.console import counted, write_json
-from embell.cli.options import json_option
+from embell.cli.options import PATH, json_option
 
 if TYPE_CHECKING:
     from embell.engine.spec import EncoderSpec
 
 
 @click.command(no_args_is_help=True)
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="DIR", type=PATH)
 @json_option
 def info(directory: str, as_json: bool) -> None:
     """Show what a collection holds and what it was made with."""
@@ -106,7 +106,7 @@ def _layers(encoder: EncoderSpec) -> str:
 
 
 @click.command(no_args_is_help=True)
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="DIR", type=PATH)
 @click.option("--id", "ids", metavar="ID", multiple=True, help="Document to delete (repeatable).")
 @click.option("--where", metavar="EXPR", help="Delete documents that match this condition.")
 @json_option

@@ -20,7 +20,7 @@ from embell.cli.compared_corpus import opened
 from embell.cli.console import compared, counted, note, snippet, write_json
 from embell.cli.dedup_outputs import Texts, bars, read_decisions, report_of, tell_suggestions, write_outputs
 from embell.cli.duplicate_report import write_report
-from embell.cli.options import ModelOptions, corpus_options, json_option, model_options
+from embell.cli.options import PATH, ModelOptions, corpus_options, json_option, model_options
 from embell.cli.outputs import check_outputs, whole_file
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _FEWEST_SHOWN = 30
 
 
 @click.command(no_args_is_help=True)
-@click.argument("sources", metavar="SOURCE_OR_DIR...", nargs=-1, required=True)
+@click.argument("sources", metavar="SOURCE_OR_DIR...", type=PATH, nargs=-1, required=True)
 @click.option("--threshold", type=float, help="Cosine at which two texts are duplicates, whatever their words are.")
 @click.option(
     "--overlap", type=float, metavar="SHARE", help="Share of the shorter text's words that such a pair must have in common."
@@ -47,7 +47,11 @@ _FEWEST_SHOWN = 30
 )
 @click.option("--kinds", metavar="KIND,...", help="What to look for: exact, lexical, contained, semantic.")
 @click.option(
-    "--against", multiple=True, metavar="SOURCE_OR_DIR", help="Find the rows that this has too (repeatable), such as test items."
+    "--against",
+    multiple=True,
+    metavar="SOURCE_OR_DIR",
+    type=PATH,
+    help="Find the rows that this has too (repeatable), such as test items.",
 )
 @click.option("--keep", default="first", show_default=True, metavar="POLICY",
               help="Which of two is kept: first, last, longest, shortest, central, FIELD:max or FIELD:min.")  # fmt: skip
@@ -66,14 +70,23 @@ _FEWEST_SHOWN = 30
     help="Compare the meaning field by field, as much as each weighs (repeatable); sources only.",
 )
 @click.option(
-    "--decisions", metavar="FILE.jsonl", help="Decisions from the report's review: pairs that are duplicates, or are not."
+    "--decisions",
+    metavar="FILE.jsonl",
+    type=PATH,
+    help="Decisions from the report's review: pairs that are duplicates, or are not.",
 )
-@click.option("--suggest", metavar="FILE.jsonl", help="Instead of removing: thresholds that fit these decisions best.")
-@click.option("--output", metavar="FILE.jsonl", help="Write the rows that are kept.")
-@click.option("--removed", metavar="FILE.jsonl", help="Write the rows that are dropped, each with the kept one and the score.")
-@click.option("--pairs", metavar="FILE.parquet", help="Write every pair of duplicates.")
+@click.option("--suggest", metavar="FILE.jsonl", type=PATH, help="Instead of removing: thresholds that fit these decisions best.")
+@click.option("--output", metavar="FILE.jsonl", type=PATH, help="Write the rows that are kept.")
 @click.option(
-    "--report", "page", metavar="FILE.html", help="Write a page that shows the duplicates, to be reviewed in a browser."
+    "--removed", metavar="FILE.jsonl", type=PATH, help="Write the rows that are dropped, each with the kept one and the score."
+)
+@click.option("--pairs", metavar="FILE.parquet", type=PATH, help="Write every pair of duplicates.")
+@click.option(
+    "--report",
+    "page",
+    metavar="FILE.html",
+    type=PATH,
+    help="Write a page that shows the duplicates, to be reviewed in a browser.",
 )
 @corpus_options
 @model_options

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embell.cli.console import counted, note, print_hits, progress, snippet, waiting
-from embell.cli.options import ModelOptions, model_options
+from embell.cli.options import PATH, ModelOptions, model_options
 
 if TYPE_CHECKING:
     from embell.engine import Collection
@@ -25,7 +25,7 @@ _THRESHOLD = 0.95
 
 
 @click.command()
-@click.option("--to", "target", metavar="DIR", help="Where to keep the collection.  [default: demo.embell, here]")
+@click.option("--to", "target", metavar="DIR", type=PATH, help="Where to keep the collection.  [default: demo.embell, here]")
 @model_options
 def demo(target: str | None, model: ModelOptions) -> None:
     """See it work on the documentation of this machine's own Python.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from embell.cli.console import counted, note, progress, write_json
-from embell.cli.options import ModelOptions, corpus_options, json_option, model_options
+from embell.cli.options import PATH, ModelOptions, corpus_options, json_option, model_options
 from embell.cli.outputs import check_outputs
 from embell.errors import CorpusError, EmbellError, TextError
 
@@ -28,11 +28,15 @@ SUFFIXES = (".npy", ".parquet", ".arrow", ".feather")
 
 
 @click.command(no_args_is_help=True)
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@click.argument("sources", metavar="SOURCE...", type=PATH, nargs=-1, required=True)
 @click.option(
-    "--output", metavar="FILE", required=True, help="Where to write the vectors: FILE.npy, .parquet, or .arrow (.feather)."
+    "--output",
+    metavar="FILE",
+    type=PATH,
+    required=True,
+    help="Where to write the vectors: FILE.npy, .parquet, or .arrow (.feather).",
 )
-@click.option("--ids", "ids_file", metavar="FILE", help="Write the id of each row here, a line each.")
+@click.option("--ids", "ids_file", metavar="FILE", type=PATH, help="Write the id of each row here, a line each.")
 @click.option(
     "--kind", type=click.Choice(["document", "query"]), default="document", show_default=True, help="Which prompt to use."
 )

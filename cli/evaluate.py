@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from embell.cli.console import write_json
-from embell.cli.options import ModelOptions, json_option, model_options
+from embell.cli.options import PATH, ModelOptions, json_option, model_options
 
 
 @click.group(no_args_is_help=True)
@@ -23,7 +23,7 @@ def evaluate() -> None:
 
 
 @evaluate.command(no_args_is_help=True)
-@click.argument("files", metavar="FILE.tsv...", nargs=-1, required=True)
+@click.argument("files", metavar="FILE.tsv...", type=PATH, nargs=-1, required=True)
 @click.option("--score-field", metavar="F", help="Column of the score.  [default: score, or relatedness]")
 @model_options
 @json_option
@@ -48,7 +48,7 @@ def sts(files: tuple[str, ...], score_field: str | None, model: ModelOptions, as
 
 
 @evaluate.command(no_args_is_help=True)
-@click.argument("folders", metavar="DIR...", nargs=-1, required=True)
+@click.argument("folders", metavar="DIR...", type=PATH, nargs=-1, required=True)
 @model_options
 @json_option
 def retrieval(folders: tuple[str, ...], model: ModelOptions, as_json: bool) -> None:
@@ -73,8 +73,8 @@ def retrieval(folders: tuple[str, ...], model: ModelOptions, as_json: bool) -> N
 
 
 @evaluate.command(no_args_is_help=True)
-@click.argument("files", metavar="FILE.tsv...", nargs=-1, required=True)
-@click.option("--choose-on", metavar="FILE.tsv", help="Labelled pairs on which the thresholds are chosen, by F1.")
+@click.argument("files", metavar="FILE.tsv...", type=PATH, nargs=-1, required=True)
+@click.option("--choose-on", metavar="FILE.tsv", type=PATH, help="Labelled pairs on which the thresholds are chosen, by F1.")
 @click.option("--label-field", metavar="F", help="Column of the label, 1 or 0.  [default: label, or is_duplicate]")
 @model_options
 @json_option

@@ -11,7 +11,7 @@ import click
 import orjson
 
 from embell.cli.console import compared, counted, note, progress, waiting, write_json
-from embell.cli.options import ModelOptions, corpus_options, json_option, model_options
+from embell.cli.options import PATH, ModelOptions, corpus_options, json_option, model_options
 from embell.cli.tune import MEMORY_HELP, RECALL_HELP, in_bytes, in_words
 
 if TYPE_CHECKING:
@@ -22,15 +22,18 @@ if TYPE_CHECKING:
 
 
 @click.command(no_args_is_help=True)
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
-@click.option("--to", "target", metavar="DIR", required=True, help="The collection; made if it is not there.")
+@click.argument("sources", metavar="SOURCE...", type=PATH, nargs=-1, required=True)
+@click.option("--to", "target", metavar="DIR", type=PATH, required=True, help="The collection; made if it is not there.")
 @corpus_options
 @click.option(
     "--chunk", metavar="TOKENS", type=click.IntRange(8), help="Split documents into chunks of at most this many tokens."
 )
 @click.option("--vector-field", metavar="F", help="Field that holds each document's own vector.")
 @click.option(
-    "--vectors", metavar="FILE.npy", help="The documents' own vectors: a row for each row of the source, or for each with text."
+    "--vectors",
+    metavar="FILE.npy",
+    type=PATH,
+    help="The documents' own vectors: a row for each row of the source, or for each with text.",
 )
 @click.option(
     "--index",
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
 @click.option("--recall", type=float, help=f"{RECALL_HELP} The index is tuned to it, as by embell tune.")
 @click.option("--memory", metavar="SIZE", callback=in_bytes, help=f"{MEMORY_HELP} Goes with --recall.")
 @click.option("--prune", is_flag=True, help="Delete documents that are no longer in the source.")
-@click.option("--rejects", metavar="FILE", help="Write rows that cannot be used to this file (with --keep-going).")
+@click.option("--rejects", metavar="FILE", type=PATH, help="Write rows that cannot be used to this file (with --keep-going).")
 @click.option(
     "--commit-rows", type=click.IntRange(1), default=50_000, show_default=True, help="Commit after this many rows, or a minute."
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from embell.cli.console import progress, write_json
-from embell.cli.options import ModelOptions, json_option, model_options
+from embell.cli.options import PATH, ModelOptions, json_option, model_options
 from embell.cli.outputs import check_outputs, whole_file
 from embell.errors import UsageError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(no_args_is_help=True)
-@click.argument("file", metavar="FILE.tsv")
+@click.argument("file", metavar="FILE.tsv", type=PATH)
 @click.option("--score-field", metavar="F", help="Column of the score.  [default: score, or relatedness]")
 @click.option(
     "--tolerance",
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="What an early exit may lose of the best score, and a turning point must.",
 )
-@click.option("--plot", metavar="FILE.png|FILE.svg", help="Draw the scores and the dependence on later tokens.")
+@click.option("--plot", metavar="FILE.png|FILE.svg", type=PATH, help="Draw the scores and the dependence on later tokens.")
 @model_options
 @json_option
 def layers(file: str, score_field: str | None, tolerance: float, plot: str | None, model: ModelOptions, as_json: bool) -> None:

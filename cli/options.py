@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from embell.cli.console import note
 
@@ -15,6 +16,18 @@ if TYPE_CHECKING:
     from embell.engine import Encoder, EncoderSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Path(click.ParamType[str]):
+    """Any text, which a shell completes to the name of a file or folder."""
+
+    name = "path"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
+PATH = _Path()
 
 
 class StartLayer(click.ParamType[Any]):
@@ -159,9 +172,11 @@ def model_options(command: F) -> F:
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
     wrapped.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     options = [
-        click.option("--model", metavar="DIR|ID", help="Model directory or hub id.  [default: embell-mini, the embedded model]"),
+        click.option(
+            "--model", metavar="DIR|ID", type=PATH, help="Model directory or hub id.  [default: embell-mini, the embedded model]"
+        ),
         click.option("--revision", help="Revision of a hub model."),
-        click.option("--adapter", metavar="DIR|ID", help="LoRA adapter to put over the model."),
+        click.option("--adapter", metavar="DIR|ID", type=PATH, help="LoRA adapter to put over the model."),
         click.option("--adapter-revision", help="Revision of a hub adapter."),
         click.option("--merge-adapter", is_flag=True, help="Add the adapter to the weights: quicker, rounds a little."),
         click.option(

@@ -11,7 +11,7 @@ import click
 
 from embell.cli.compared_corpus import opened
 from embell.cli.console import compared, hit_record, note, print_hits, write_json
-from embell.cli.options import ModelOptions, corpus_options, json_option, model_options
+from embell.cli.options import PATH, ModelOptions, corpus_options, json_option, model_options
 
 if TYPE_CHECKING:
     from embell.engine import Collection, Hit
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(no_args_is_help=True)
-@click.argument("sources", metavar="SOURCE_OR_DIR...", nargs=-1, required=True)
+@click.argument("sources", metavar="SOURCE_OR_DIR...", type=PATH, nargs=-1, required=True)
 @click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Number of documents.")
 @corpus_options
 @model_options
@@ -43,7 +43,7 @@ def outliers(sources: tuple[str, ...], k: int, corpus: CorpusOptions, model: Mod
 
 
 @click.command(no_args_is_help=True)
-@click.argument("sources", metavar="SOURCE_OR_DIR...", nargs=-1, required=True)
+@click.argument("sources", metavar="SOURCE_OR_DIR...", type=PATH, nargs=-1, required=True)
 @click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Number of documents.")
 @corpus_options
 @model_options

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embell.cli.console import counted, hit_record, note, print_hits, write_json
-from embell.cli.options import ModelOptions, is_text, json_option, model_options
+from embell.cli.options import PATH, ModelOptions, is_text, json_option, model_options
 
 if TYPE_CHECKING:
     from embell.engine import Collection, Hit
@@ -19,7 +19,7 @@ _BATCH = 256
 
 
 @click.command(no_args_is_help=True)
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="DIR", type=PATH)
 @click.argument("question", metavar="[QUESTION]", required=False)
 @click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Number of hits.")
 @click.option("--where", metavar="EXPR", help="Condition on metadata, in SQL: \"year > 2000 AND topic = 'x'\".")
@@ -120,7 +120,7 @@ def _show(asked: str, hits: list[Hit], as_json: bool, offset: int, several: bool
 
 
 @click.command(no_args_is_help=True)
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="DIR", type=PATH)
 @click.argument("identity", metavar="ID")
 @click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Number of hits.")
 @click.option("--where", metavar="EXPR", help="Condition on metadata, in SQL.")

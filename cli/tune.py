@@ -10,7 +10,7 @@ import click
 import orjson
 
 from embell.cli.console import compared, note, write_json
-from embell.cli.options import json_option
+from embell.cli.options import PATH, json_option
 
 if TYPE_CHECKING:
     from embell.engine import Collection
@@ -32,7 +32,7 @@ def in_bytes(ctx: click.Context | None, param: click.Parameter | None, value: st
 
 
 @click.command(no_args_is_help=True)
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="DIR", type=PATH)
 @click.option("--index", "kind", metavar="KIND", help="Another kind: exact, auto, faiss:FACTORY such as faiss:HNSW32, or lance.")
 @json_option
 def optimize(directory: str, kind: str | None, as_json: bool) -> None:
@@ -51,7 +51,7 @@ def optimize(directory: str, kind: str | None, as_json: bool) -> None:
 
 
 @click.command(no_args_is_help=True)
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="DIR", type=PATH)
 @click.option("--recall", type=float, required=True, help=RECALL_HELP)
 @click.option(
     "--queries", type=click.Path(exists=True, dir_okay=False, path_type=Path),

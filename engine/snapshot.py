@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embell.engine.condition import Condition
+from embell.engine.intact import check_files
 from embell.engine.manifest import Manifest
 from embell.errors import CollectionError, EmbellWarning, MissingExtraError
 from embell.indexers.codes import FEW_QUERIES
@@ -35,8 +36,8 @@ MEASURED_AT = 10
 _CONDITIONS = 8
 _CHANGING = re.compile(r"\b(now|random|uuid|current_\w+)\b", re.IGNORECASE)
 """In a condition that may mean something else the next time."""
-_MANY_FIT, _SPARE = 0.3, 8
-"""The share of fitting rows from which on a few queries look at the best of all rows first, and how many more of these than should do."""
+_MANY_FIT, _SPARE, _FARTHEST = 0.3, 8, 1024
+"""The share of fitting rows from which on a few queries look at the best of all rows first, how many more of these than should do, and at most how many."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Snapshot:
             unread: tuple[type[Exception], ...] = (OSError, ValueError, EOFError, RuntimeError)
             lost = ""
             try:
+                check_files(generation, ExactIndex.FILES)
                 rows = ExactIndex.load(generation)
                 covered = len(rows)
             except unread:  # the table has everything
@@ -90,6 +92,7 @@ class Snapshot:
                     candidates, lost = None, "is damaged: searching exactly, which may be slower"
             if covered and manifest.changed is not None:
                 try:
+                    check_files(generation, DocumentsFile.FILES)
                     documents = DocumentsFile.load(generation, store.readable)
                     if not np.array_equal(documents.keys, rows.keys):
                         raise ValueError("other rows")
@@ -124,11 +127,11 @@ class Snapshot:
 
         Raises UsageError if it is not valid for the columns, or later, when rows are searched with it.
         """
-        condition = self.conditions.get(where) or Condition(self, where)
+        condition = self.conditions.pop(where, None) or Condition(self, where)
         if not _CHANGING.search(where):
-            while len(self.conditions) >= _CONDITIONS and where not in self.conditions:
-                self.conditions.pop(next(iter(self.conditions)), None)
             self.conditions[where] = condition
+            for oldest in list(self.conditions)[:-_CONDITIONS]:
+                self.conditions.pop(oldest, None)
         return condition
 
     @cached_property
@@ -170,7 +173,7 @@ class Snapshot:
         """
         if condition is not None:
             those = self._among_the_best(queries, k, condition)
-            return self.rows.search(queries, k, condition.all) if those is None else those
+            return self.rows.search(queries, k, condition.all()) if those is None else those
         if self.candidates is None:
             return self.rows.search(queries, k, self.alive)
         scores = np.full((len(queries), k), -np.inf)
@@ -209,14 +212,16 @@ class Snapshot:
 
         Where many rows fit, this spares looking at all of them with the condition, and again with what it said of them.
         """
-        if len(queries) > FEW_QUERIES or condition.share < _MANY_FIT:
+        if not 0 < len(queries) <= FEW_QUERIES or condition.share < _MANY_FIT:
             return None
         reach = int(condition.surplus * k / condition.share) + _SPARE
-        if reach > len(self.keys) // _SPARE:
+        if reach > min(_FARTHEST, len(self.keys) // _SPARE):
             return None
         found = self.rows.search_fitting(queries, k, condition.at, reach, self.alive)
-        if found is None:
-            condition.surplus *= 2  # those that fit are not what these queries ask for
+        if found is None:  # those that fit are not what these queries ask for
+            condition.surplus *= 2
+        else:
+            condition.surplus = max(condition.SURPLUS, 0.95 * condition.surplus)
         return found
 
 
@@ -228,6 +233,7 @@ def _candidates(kind: str, generation: Path, store: Store, keys: Array) -> Candi
         return LanceIndex(store, keys)
     from embell.indexers.faiss_index import FaissIndex
 
+    check_files(generation, FaissIndex.FILES)
     index = FaissIndex.load(generation)
     if len(index.keys) != len(keys):
         raise ValueError("another number of rows")

@@ -21,6 +21,7 @@ from torch import Tensor
 from embell.errors import EmbellWarning
 from embell.indexers.codes import (
     FEW_QUERIES,
+    FILES,
     Codes,
     QueryCodes,
     card_products,
@@ -87,6 +88,8 @@ def or_without_card(
 class CodedRows:
     """Float16 rows in memory or memory-mapped, under ascending keys, and their codes once they are needed."""
 
+    FILES = ("vectors.npy", "keys.npy", *FILES)
+
     def __init__(self, dim: int) -> None:
         self.dim = dim
         self._segments: list[_Segment] = []
@@ -127,7 +130,7 @@ class CodedRows:
 
     def save(self, directory: Path) -> None:
         """Write keys, rows and codes."""
-        rows = mapped(directory / "vectors.npy", np.float16, (len(self), self.dim))
+        rows = mapped(directory / CodedRows.FILES[0], np.float16, (len(self), self.dim))
         start = 0
         for segment in self._segments:
             rows[start : start + len(segment.rows)] = segment.rows
@@ -138,9 +141,9 @@ class CodedRows:
     @staticmethod
     def write_beside(directory: Path, keys: Array, rows: Array) -> None:
         """Write keys and codes into the directory in which `rows` lie already."""
-        np.save(directory / "keys.npy", keys)
+        np.save(directory / CodedRows.FILES[1], keys)
         if (int8_products() or mixed_products(rows.shape[1])) and len(keys):
-            out = mapped(directory / "codes.npy", np.int8, rows.shape)
+            out = mapped(directory / FILES[0], np.int8, rows.shape)
             Codes.of(rows, out).save(directory)
             out.flush()
 
@@ -150,9 +153,9 @@ class CodedRows:
 
         Raises ValueError if the files do not belong together.
         """
-        keys = np.load(directory / "keys.npy", allow_pickle=False)
+        keys = np.load(directory / CodedRows.FILES[1], allow_pickle=False)
         # An empty array cannot be mapped. "c": torch wants arrays that it may write to.
-        rows = np.load(directory / "vectors.npy", mmap_mode="c" if len(keys) else None, allow_pickle=False)
+        rows = np.load(directory / CodedRows.FILES[0], mmap_mode="c" if len(keys) else None, allow_pickle=False)
         index = cls(rows.shape[1])
         codes = Codes.load(directory) if (index._int8 or index._mixed) and len(keys) else None
         if len(keys) != len(rows) or (codes is not None and codes.codes.shape != rows.shape):

@@ -31,7 +31,7 @@ FEW_QUERIES = 4
 """Up to so many queries are multiplied with codes as bfloat16, by a kernel that reads each code once."""
 _WIDEST_MIXED = 2**14
 """Components whose products, of codes and whole numbers up to 8, float32 adds up exactly."""
-_FILES = ("codes.npy", "codes_of_rows.npz")
+FILES = ("codes.npy", "codes_of_rows.npz")
 
 
 @cache
@@ -201,25 +201,25 @@ class Codes:
 
     def save(self, directory: Path) -> None:
         """Write what is not there yet: the codes, unless they were coded into their file, and the numbers that go with them."""
-        if not (directory / _FILES[0]).exists():
-            np.save(directory / _FILES[0], self.codes.numpy())
-        np.savez(directory / _FILES[1], centre=self.centre, loose=self.loose, numbers=[self.scale, self.residual, self.length])
+        if not (directory / FILES[0]).exists():
+            np.save(directory / FILES[0], self.codes.numpy())
+        np.savez(directory / FILES[1], centre=self.centre, loose=self.loose, numbers=[self.scale, self.residual, self.length])
 
     @classmethod
     def load(cls, directory: Path) -> Codes | None:
-        """What `save` wrote, the codes memory-mapped; None if it is not there.
+        """What `save` wrote, the codes memory-mapped; None if it is not there: another machine had no use for codes.
 
-        Raises OSError or ValueError if it is damaged.
+        Raises OSError or ValueError if it is damaged, or only a part of it is there.
         """
-        if not all((directory / name).is_file() for name in _FILES):
+        if not any((directory / name).is_file() for name in FILES):
             return None
-        codes = np.load(directory / _FILES[0], mmap_mode="c", allow_pickle=False)
+        codes = np.load(directory / FILES[0], mmap_mode="c", allow_pickle=False)
         try:
-            with np.load(directory / _FILES[1], allow_pickle=False) as stored:
+            with np.load(directory / FILES[1], allow_pickle=False) as stored:
                 scale, residual, length = stored["numbers"].tolist()
                 return cls(torch.from_numpy(codes), stored["centre"], scale, residual, length, stored["loose"])
         except (BadZipFile, KeyError) as error:
-            raise ValueError(f"{directory / _FILES[1]}: damaged") from error
+            raise ValueError(f"{directory / FILES[1]}: damaged") from error
 
 
 def _mixed_error(dim: int) -> float:

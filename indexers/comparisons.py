@@ -28,8 +28,8 @@ _OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], str]] = {
 """NumPy's comparison, Arrow's, and the sign with its sides exchanged."""
 _TYPES = (pa.int64(), pa.string(), pa.bool_())
 """Not fractions: engines differ about NaN and the sign of 0."""
-_PLAIN = re.compile(r"([^\W\d]\w*)\s*(<=|>=|!=|<>|<|>|=)\s*(-?\d{1,18}|'[^']*')")
-_AND = re.compile(r"\s+AND\s+", re.IGNORECASE)
+_PLAIN = re.compile(r"([^\W\d]\w*)[ \t\r\n]*(<=|>=|!=|<>|<|>|=)[ \t\r\n]*(-?[0-9]{1,18}|'[^'\ud800-\udfff]*')")
+_AND = re.compile(r"(?<![ \t\r\n])[ \t\r\n]+AND[ \t\r\n]+", re.IGNORECASE)
 
 
 class Columns(Protocol):
@@ -49,7 +49,7 @@ def plain_comparison(where: str, type_of: Callable[[str], pa.DataType | None]) -
     `type_of` tells the type of the column that a word stands for, None if it stands for none, but for something of SQL's own.
     """
     found: list[Fits] = []
-    for part in _AND.split(where.strip()):
+    for part in _AND.split(where.strip(" \t\r\n")):
         read = _PLAIN.fullmatch(part)
         if read is None:
             return None

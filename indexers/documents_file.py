@@ -1,7 +1,7 @@
 """The documents of an index generation, copied beside its vectors: rows by position and conditions without asking LanceDB.
 
 The table stays the truth; the copy spares a search the several milliseconds that a look-up in it takes. It is an Arrow file,
-memory-mapped. Conditions are evaluated where it lies by DataFusion, the engine that LanceDB parses them with.
+memory-mapped. Conditions are evaluated where it lies: looked up, or by DataFusion, the engine that LanceDB parses them with.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from embell.indexers.comparisons import Fits, comparison, known_true, plain_comp
 Array = np.ndarray[Any, Any]
 Read = TypeVar("Read")
 
-FILE = "documents.arrow"
 _ROWS, _BYTES = 2**20, 2**28
 """At most so much in one batch: a look-up costs some time for each."""
 _TOGETHER = 2**16
@@ -33,6 +32,8 @@ _SHARED = 2**19
 class DocumentsFile:
     """Rows of a table, by their position in ascending order of keys."""
 
+    FILES = ("documents.arrow",)
+
     def __init__(self, batches: Sequence[pa.RecordBatch]) -> None:
         keys = [batch.column("key").to_numpy() for batch in batches]
         self._batches = list(batches)
@@ -43,13 +44,13 @@ class DocumentsFile:
             self._row = np.argsort(self.keys)
             self.keys = self.keys[self._row]
         self._table: Any = None
-        self._types: dict[str, pa.DataType | None] = {}
+        self._types: dict[str, pa.DataType] = {}
         self._sample = _Sample(self._batches)
 
     @staticmethod
     def write(directory: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
         """Write rows, in whatever order they come, in large batches."""
-        with pa.OSFile(str(directory / FILE), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        with pa.OSFile(str(directory / DocumentsFile.FILES[0]), "wb") as file, pa.ipc.new_file(file, schema) as writer:
             held: list[pa.RecordBatch] = []
             for batch in batches:
                 held.append(batch)
@@ -65,7 +66,7 @@ class DocumentsFile:
 
         Raises OSError or ValueError if it is missing or damaged.
         """
-        reader = pa.ipc.open_file(pa.memory_map(str(directory / FILE)))
+        reader = pa.ipc.open_file(pa.memory_map(str(directory / DocumentsFile.FILES[0])))
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         if reader.schema.equals(schema):
             return cls(batches)
@@ -92,7 +93,7 @@ class DocumentsFile:
 
     def comparison(self, where: str) -> Fits | None:
         """What a condition says, for `fitting`, if it compares columns with values and says no more; else None."""
-        if not self._batches or '"' in where:  # versions of LanceDB differ about what is a name and what a string there
+        if not self._batches:
             return None
         schema = self._batches[0].schema
         return self.plain(where) or self._read(where, lambda condition: comparison(condition, schema))
@@ -122,8 +123,6 @@ class DocumentsFile:
             return np.zeros(0, bool)
         if (fits := self.comparison(where)) is not None:
             return self.fitting(fits)
-        if '"' in where:
-            return None
         parts = self._read(where, lambda condition: self._asked().select(condition).collect_partitioned())
         if parts is None:
             return None
@@ -135,6 +134,8 @@ class DocumentsFile:
 
     def _read(self, where: str, use: Callable[[Any], Read]) -> Read | None:
         """What is made of the condition as DataFusion reads it; None where it does not, or fails later."""
+        if '"' in where:  # versions of LanceDB differ about what is a name and what a string there
+            return None
         try:
             return use(self._asked().parse_sql_expr(f"({where})"))
         except Exception:  # DataFusion raises nothing more particular; LanceDB says what is wrong, or knows better
@@ -142,11 +143,12 @@ class DocumentsFile:
 
     def _type_of(self, word: str) -> pa.DataType | None:
         """The type of the column that a word stands for, if it may be asked about: `true` and `key` do not."""
-        if word not in self._types:
+        found = self._types.get(word)
+        if found is None and self._batches and word in self._batches[0].schema.names and word not in INNER:
             read = self._read(word, lambda read: read.to_variant().name() if read.variant_name() == "Column" else None)
-            there = read == word and word not in INNER and self._batches and word in self._batches[0].schema.names
-            self._types[word] = self._batches[0].schema.field(word).type if there else None
-        return self._types[word]
+            if read == word:
+                found = self._types[word] = self._batches[0].schema.field(word).type
+        return found
 
     def _asked(self) -> Any:
         """The rows as a table of DataFusion's, whose answers keep their order: a share of the batches for each core."""
@@ -166,7 +168,7 @@ class DocumentsFile:
 
 
 class _Sample:
-    """Some of the rows of batches, evenly spaced."""
+    """Some of the rows of batches, evenly spaced in each."""
 
     def __init__(self, batches: Sequence[pa.RecordBatch]) -> None:
         self._batches = batches
@@ -174,9 +176,9 @@ class _Sample:
 
     def column(self, name: str) -> pa.Array:
         if name not in self._columns:
-            whole = pa.chunked_array([batch.column(name) for batch in self._batches])
-            some = whole.take(pa.array(range(0, len(whole), -(-len(whole) // _SAMPLED))))
-            self._columns[name] = some.combine_chunks()
+            step = -(-sum(map(len, self._batches)) // _SAMPLED)
+            parts = [batch.column(name).take(pa.array(range(0, len(batch), step))) for batch in self._batches]
+            self._columns[name] = pa.concat_arrays(parts)
         return self._columns[name]
 
 

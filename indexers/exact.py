@@ -79,13 +79,13 @@ class ExactIndex(CodedRows):
     def search_fitting(
         self, queries: Array, k: int, fits: Callable[[Array], Array], among: int, allowed: Array | None = None
     ) -> tuple[Array, Array] | None:
-        """What `search` answers where only rows take part whose positions `fits`, bool, if those are among the best `among` of a few queries; else None."""
+        """What `search` answers where only rows take part whose positions `fits`, bool, if those are sure to be among the best `among` of a few queries; else None."""
         self._code(len(queries))
         queries = np.ascontiguousarray(queries, np.float32)
         asked, positions, least = self._near(queries, among, allowed)
         kept = fits(positions)
         asked, scores, positions = self.best_of(queries, k, asked[kept], positions[kept])
-        if len(asked) < k * len(queries) or (scores < least[asked]).any():
+        if len(asked) < k * len(queries) or (scores <= least[asked]).any():
             return None
         return scores.reshape(-1, k), self.keys[positions].reshape(-1, k)
 
@@ -217,7 +217,7 @@ class ExactIndex(CodedRows):
 
     @or_without_card
     def _near(self, queries: Array, k: int, allowed: Array | None) -> tuple[Array, Array, Array]:
-        """Pairs among which the best `k` of each query are: `(queries, positions, least)`, by query; all others score less than `least` `(q,)`."""
+        """Pairs among which the best `k` of each query are: `(queries, positions, least)`, by query; no other scores more than `least` `(q,)`."""
         best = torch.full((len(queries), k), -torch.inf, dtype=torch.float64)  # the largest lows of candidates
         reach = np.full(len(queries), -np.inf)  # what the k-th best score is at least
         candidates, merged, counted = Shortlist(), 0, 0

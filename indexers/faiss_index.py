@@ -55,7 +55,7 @@ class FaissIndex:
     searches do not disturb each other.
     """
 
-    FILE = "index.faiss"
+    FILES = ("index.faiss", "faiss_keys.npy")
 
     def __init__(self, dim: int, factory: str) -> None:
         faiss = load_faiss()
@@ -202,16 +202,16 @@ class FaissIndex:
 
     def save(self, directory: Path) -> None:
         """Write the index and its keys."""
-        load_faiss().write_index(self._index, str(directory / self.FILE))
-        np.save(directory / "faiss_keys.npy", self.keys)
+        load_faiss().write_index(self._index, str(directory / self.FILES[0]))
+        np.save(directory / FaissIndex.FILES[1], self.keys)
 
     @classmethod
     def load(cls, directory: Path) -> FaissIndex:
         """Open what `save` wrote; the file stays on disk and is memory-mapped."""
         index = cls.__new__(cls)
-        index._keys = [np.load(directory / "faiss_keys.npy", allow_pickle=False)]
+        index._keys = [np.load(directory / FaissIndex.FILES[1], allow_pickle=False)]
         faiss = load_faiss()
-        index._index = faiss.read_index(str(directory / cls.FILE), faiss.IO_FLAG_MMAP_IFC)
+        index._index = faiss.read_index(str(directory / cls.FILES[0]), faiss.IO_FLAG_MMAP_IFC)
         return index
 
     def _usual(self, k: int) -> Settings:

@@ -358,6 +358,8 @@ class Store:
         """
         if not where.strip():
             raise UsageError("--where is empty; give a condition on the metadata columns")
+        if any("\ud800" <= sign <= "\udfff" for sign in where):
+            raise UsageError(f"--where {where!r}: not UTF-8")
         bare = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "", where)
         depth = 0
         for mark in re.findall(r"[()]", bare):

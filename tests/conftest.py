@@ -91,9 +91,9 @@ def inside(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training runs draw none: they take longer than the small runs of the tests."""
-    from embell.training import run
+    from embell.training import run_directory
 
-    monkeypatch.setattr(run, "draw", lambda metrics, target: None)
+    monkeypatch.setattr(run_directory, "draw", lambda metrics, target: None)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+from click.shell_completion import BashComplete
 
 from conftest import TOPICS, Ran, topic_rows, write_jsonl
+from embell.cli.main import cli
 
 Run = Callable[..., Ran]
 
@@ -396,3 +398,13 @@ def test_dedup_keeps_what_it_cannot_compare(inside: Run, tmp_path: Path) -> None
     done = inside("dedup", tmp_path / "s.jsonl", "--keep-going", "--output", tmp_path / "kept.jsonl", "--json")
     assert (done.lines[0]["rejected"], done.lines[0]["dropped"]) == (2, 1)
     assert (tmp_path / "kept.jsonl").read_text().splitlines() == [lines[0], lines[1], lines[2], lines[4]]
+
+
+@pytest.mark.parametrize(
+    ("before", "is_file"),
+    [(["search"], True), (["search", "c.embell"], False), (["dedup"], True), (["dedup", "a", "--against"], True), (["index", "a", "--to"], True),
+     (["encode", "a", "--output"], True), (["evaluate", "sts"], True), (["tune"], True), (["train", "contrastive", "--data"], True)]
+)  # fmt: skip
+def test_a_shell_completes_files_where_files_are_meant(before: list[str], is_file: bool) -> None:
+    found = BashComplete(cli, {}, "embell", "_EMBELL_COMPLETE").get_completions(before, "co")
+    assert [(item.type, item.value) for item in found] == ([("file", "co")] if is_file else [])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +103,8 @@ def test_comparisons_are_looked_up_and_nothing_else(made: Collection, where: str
     ("where", "read"),
     [("whole<3", True), (" whole >= -3 and id<>'d5' ", True), ("text = ' AND ' AND gaps = 0", False), ("key < 3", False), ("whole < 3 OR whole > 5", False),
      ("`a word` = 'one'", False), ("id = 'it''s'", False), ("whole = 1234567890123456789", False), ("whole = 3.0", False), ("whole = '3'", False),
-     ("true = 1", False), ("user = 'x'", True), ("current_date > 5", False), ("Whole < 3", False), ("3 < whole", False)]
+     ("true = 1", False), ("user = 'x'", True), ("current_date > 5", False), ("Whole < 3", False), ("3 < whole", False),
+     ("whole = \uff13", False), ("whole\x1f< 3", False), ("text = 'a \"b\"'", True), ("whole = 1" + " " * 200_000 + "x", False)]
 )  # fmt: skip
 def test_the_plainest_conditions_are_read_here(tmp_path: Path, where: str, read: bool) -> None:
     collection = Collection.create(tmp_path / "c", None, dim=DIM)
@@ -112,6 +115,7 @@ def test_the_plainest_conditions_are_read_here(tmp_path: Path, where: str, read:
     assert (fits is not None) == read
     if fits is not None:
         assert snapshot.keys[snapshot.documents.fitting(fits)].tolist() == collection.store.keys(where).tolist()
+        assert snapshot.documents.share(fits) == pytest.approx(snapshot.documents.fitting(fits).mean())
         some = np.array([19, 3, 3, 0])
         assert snapshot.documents.fitting(fits, some).tolist() == snapshot.documents.fitting(fits)[some].tolist()
 
@@ -129,6 +133,28 @@ def test_rows_are_looked_up_one_by_one_in_several_batches(tmp_path: Path, made: 
         assert right is not None
         assert apart.fitting(fits, some).tolist() == right[some].tolist()
         assert apart.fitting(fits).tolist() == right.tolist()
+        assert apart.share(fits) == pytest.approx(right.mean(), abs=0.05)
+
+
+def test_no_question_and_a_condition_that_is_no_text(made: Collection) -> None:
+    assert made.search(np.empty((0, DIM)), where="whole > -9") == []
+    for where in ("id = 'caf\udce9'", "whole = 3 AND `a word` = '\udce9' OR yes"):
+        with pytest.raises(UsageError, match="not UTF-8"):
+            made.search(vector(3)[None], where=where)
+
+
+def test_a_condition_holds_no_snapshot_that_was_replaced(tmp_path: Path) -> None:
+    collection = Collection.create(tmp_path / "c", None, dim=DIM)
+    collection.add(map(document, range(50)))
+    collection.search(vector(3)[None], where="whole > -9")
+    before = weakref.ref(collection._look())
+    gc.disable()
+    try:
+        collection.add([document(60)])
+        collection.search(vector(3)[None], where="whole > -9")
+        assert before() is None
+    finally:
+        gc.enable()
 
 
 @settings(max_examples=60, deadline=None)

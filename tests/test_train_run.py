@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, TrainingArguments
 
 import embell.training.contrastive as contrastive_module
-import embell.training.run as run_module
+import embell.training.run_directory as directory_module
 import embell.training.trainer as trainer_module
 from embell import EmbellError, Encoder, UsageError
 from embell.engine.backbone import fingerprint
@@ -31,7 +31,8 @@ from embell.training.muon import MuonAdamW, orthogonal, sort
 from embell.training.nesting import NestingOptions
 from embell.training.pretrain import _NextToken, pretrain
 from embell.training.progress import Progress
-from embell.training.run import last_checkpoint, rate, weights_mark
+from embell.training.run import rate
+from embell.training.run_directory import last_checkpoint, weights_mark
 from embell.training.student import EncoderOptions, LoraOptions, Student
 from embell.training.texts import TokenisedTexts
 from embell.training.trainer import StudentTrainer
@@ -269,7 +270,7 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_as_it_is(
         return []
 
     monkeypatch.setattr(contrastive_module, "train", None)  # whoever calls it fails
-    monkeypatch.setattr(run_module, "tables", finished_now)
+    monkeypatch.setattr(directory_module, "tables", finished_now)
     assert start_of(world)(run) == run / "model"
     assert metrics(run) == metrics(calm.parent)
 

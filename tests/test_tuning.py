@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -418,27 +421,69 @@ def test_fewer_rows_than_are_asked_for_can_be_tuned(rows: int) -> None:
     assert found.recall == 1
 
 
-@pytest.mark.parametrize("file", ["vectors.npy", "keys.npy", "codes.npy", "codes_of_rows.npz", "documents.arrow"])
-def test_damaged_files_cost_time_and_nothing_else(collection: Collection, file: str) -> None:
+@pytest.mark.parametrize("harm", ["cut", "gone", "written to"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "vectors.npy",
+        "keys.npy",
+        "codes.npy",
+        "codes_of_rows.npz",
+        "documents.arrow",
+        "index.faiss",
+        "faiss_keys.npy",
+        "files.json",
+    ],
+)
+def test_damaged_files_cost_time_and_nothing_else(collection: Collection, file: str, harm: str) -> None:
     _, queries = rows_and_queries(3, 4000, 80)
     right = collection.search(queries)
+    if "faiss" in file:
+        collection.optimize("faiss:IVF16,Flat")
     path = collection.path / "index" / str(collection.manifest.generation) / file
     if not path.exists():
         assert file.startswith("codes")  # this processor has no int8 products
         return
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    harmed(path, harm)
     opened = Collection.open(collection.path)
-    with pytest.warns(EmbellWarning, match="embell optimize"):
+    with pytest.warns(EmbellWarning, match="embell optimize") if (file, harm) != ("files.json", "gone") else nullcontext():
         assert opened.search(queries) == right
     opened.optimize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = Collection.open(collection.path)
+        assert found.search(queries[:1])[0][0] == right[0][0]
+    assert (found._look().candidates is not None) == ("faiss" in file)
+
+
+def test_files_that_were_only_copied_are_read_once(collection: Collection) -> None:
+    _, queries = rows_and_queries(3, 4000, 80)
+    right = collection.search(queries)
+    path = collection.path / "index" / str(collection.manifest.generation) / "vectors.npy"
+    written = path.stat().st_mtime_ns
+    os.utime(path, ns=(written, written + 10**9))
     assert Collection.open(collection.path).search(queries) == right
+    assert path.stat().st_mtime_ns == written
+
+
+def harmed(path: Path, harm: str) -> None:
+    content = path.read_bytes()
+    if harm == "gone":
+        path.unlink()
+    elif harm == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes(255 - sign for sign in content[middle : middle + 50]) + content[middle + 50 :])
 
 
 def test_a_copy_whose_texts_are_no_texts_any_more(collection: Collection) -> None:
     _, queries = rows_and_queries(3, 4000, 80)
     right = collection.search(queries)
     path = collection.path / "index" / str(collection.manifest.generation) / "documents.arrow"
+    written = path.stat().st_mtime_ns
     path.write_bytes(path.read_bytes().replace(b"text ", b"\xff\xfe\xfd\xfc "))
+    os.utime(path, ns=(written, written))  # a disk that loses bits leaves no other trace
     opened = Collection.open(collection.path)
     with pytest.warns(EmbellWarning, match="copy of the documents is damaged .* embell optimize"):
         assert opened.search(queries) == right

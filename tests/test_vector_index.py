@@ -314,6 +314,20 @@ def test_the_best_that_fit_are_told_only_where_they_are_certain(seed: int, sprea
         assert found is not None
 
 
+@pytest.mark.parametrize("before", [0, 20])
+def test_ties_that_were_settled_are_not_sure_to_be_the_best(before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of equal rows, more than are held, the first that fit are wanted, and the first are all that is left."""
+    monkeypatch.setattr(exact_module, "_MOST_CANDIDATES", 5000)
+    monkeypatch.setattr(rows_module, "_PRODUCTS", 1)
+    row = unit_rows(0, 1, 32)
+    index = ExactIndex(32)
+    index.add(np.arange(9000), np.repeat(row, 9000, axis=0).astype(np.float16))
+    fitting = np.arange(9000) > 30
+    fitting[:before:2] = True
+    found = index.search_fitting(row, 3, lambda positions: fitting[positions], 25)
+    assert found is None or found[1].tolist() == [np.flatnonzero(fitting)[:3].tolist()]
+
+
 def test_one_question_with_many_ties_needs_little_memory() -> None:
     rows = np.repeat(unit_rows(3, 1, 64).astype(np.float16), 50_000, axis=0)
     index = ExactIndex(64)
@@ -333,7 +347,7 @@ def test_the_size_of_an_index_is_that_of_its_file(tmp_path: Path) -> None:
         index = FaissIndex(16, factory)
         index.add(np.arange(3000), rows)
         index.save(tmp_path)
-        assert index.bytes == (tmp_path / FaissIndex.FILE).stat().st_size
+        assert index.bytes == (tmp_path / FaissIndex.FILES[0]).stat().st_size
 
 
 def test_an_index_that_takes_no_rows_says_so() -> None:

@@ -20,7 +20,8 @@ from embell.training.fresh import ShapeOptions, fresh_student
 from embell.training.nesting import NestingOptions
 from embell.training.pairs import read_groups, read_scored, read_sentence_pairs
 from embell.training.recipe import refuse, to_toml
-from embell.training.run import RunOptions, begin, finish, last_checkpoint, mark_of, train
+from embell.training.run import RunOptions, train
+from embell.training.run_directory import begin, finish, last_checkpoint, mark_of
 from embell.training.scores import require, scorer
 from embell.training.student import EncoderOptions, LoraOptions, Student
 from embell.training.teacher import CrossEncoder, Teacher

@@ -14,7 +14,8 @@ from embell.training.batches import Batches, Examples, plan_batches
 from embell.training.nesting import NestingOptions
 from embell.training.pairs import read_scored
 from embell.training.recipe import to_toml
-from embell.training.run import RunOptions, begin, finish, mark_of, train
+from embell.training.run import RunOptions, train
+from embell.training.run_directory import begin, finish, mark_of
 from embell.training.scores import require, scorer
 from embell.training.student import EncoderOptions, LoraOptions, Student
 from embell.training.texts import TokenisedTexts

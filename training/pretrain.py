@@ -23,7 +23,8 @@ from embell.training.fresh import ShapeOptions
 from embell.training.packed_llama import PackedLlama
 from embell.training.pairs import read_groups
 from embell.training.recipe import refuse, to_toml
-from embell.training.run import RunOptions, begin, finish, train, training_device
+from embell.training.run import RunOptions, train, training_device
+from embell.training.run_directory import begin, finish
 from embell.training.vocabulary import train_tokenizer
 
 

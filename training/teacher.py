@@ -14,7 +14,7 @@ from torch import Tensor
 
 from embell.engine import Encoder, backbone
 from embell.errors import EncoderError, UsageError
-from embell.training.run import mark_of, weights_mark
+from embell.training.run_directory import mark_of, weights_mark
 
 SAMPLE = 30_000
 """Texts that the principal axes are computed from, at most."""
