@@ -24,6 +24,7 @@ from embell.indexers.codes import FEW_QUERIES
 from embell.indexers.documents_file import DocumentsFile
 from embell.indexers.exact import ExactIndex
 from embell.indexers.store import Store
+from embell.indexers.workers import in_shares
 
 if TYPE_CHECKING:
     from embell.indexers.vector_index import Candidates
@@ -36,6 +37,8 @@ MEASURED_AT = 10
 _CONDITIONS = 8
 _CHANGING = re.compile(r"\b(now|random|uuid|current_\w+)\b", re.IGNORECASE)
 """In a condition that may mean something else the next time."""
+SHARE = 32
+"""Queries for each core from which on each looks for the candidates of its own, and scores them."""
 _MANY_FIT, _SPARE, _FARTHEST = 0.3, 8, 1024
 """The share of fitting rows from which on a few queries look at the best of all rows first, how many more of these than should do, and at most how many."""
 
@@ -176,15 +179,24 @@ class Snapshot:
             return self.rows.search(queries, k, condition.all()) if those is None else those
         if self.candidates is None:
             return self.rows.search(queries, k, self.alive)
+        # FAISS would share queries out itself, by OpenMP, whose idle threads then wait awake for some milliseconds: a core would be missing to
+        # the exact scores that come next.
+        try:
+            found = in_shares(lambda some: self._of_candidates(some, k), queries, SHARE)
+        except CollectionError as error:  # its files are damaged, or a writer is just replacing it
+            warnings.warn(f"searched exactly: {error}; put it right with: embell optimize", EmbellWarning, stacklevel=2)
+            return self.rows.search(queries, k, self.alive)
+        scores, keys = (np.concatenate(part) for part in zip(*found, strict=True))
+        return scores, keys
+
+    def _of_candidates(self, queries: Array, k: int) -> tuple[Array, Array]:
+        """`search` by the approximate index; raises CollectionError where that cannot be asked."""
+        assert self.candidates is not None
         scores = np.full((len(queries), k), -np.inf)
         keys = np.full((len(queries), k), -1, np.int64)
         gone = 0 if self.alive is None else int((~self.alive).sum())
         wanted = max(k, MEASURED_AT)  # the first of ten is not the first of fewer candidates
-        try:
-            found = self.candidates.positions(queries, wanted + min(gone, wanted), self.depth, self.settings)
-        except CollectionError as error:  # its files are damaged, or a writer is just replacing it
-            warnings.warn(f"searched exactly: {error}; put it right with: embell optimize", EmbellWarning, stacklevel=2)
-            return self.rows.search(queries, k, self.alive)
+        found = self.candidates.positions(queries, wanted + min(gone, wanted), self.depth, self.settings)
         asked, place = np.nonzero(found >= 0)
         positions = found[asked, place]
         if self.alive is not None:

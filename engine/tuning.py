@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from embell.engine.snapshot import MEASURED_AT as K
+from embell.engine.snapshot import SHARE
 from embell.indexers.exact import ExactIndex
 from embell.indexers.faiss_index import Progress, Settings
 from embell.indexers.vector_index import Candidates
+from embell.indexers.workers import in_shares
 
 Array = np.ndarray[Any, Any]
 
@@ -79,9 +81,18 @@ def nearest(
 
     Returns `(queries, scores, positions)`, by query and best first.
     """
-    found = candidates.positions(queries, k, depth, settings)
-    asked, place = np.nonzero(found >= 0)
-    return rows.best_of(np.ascontiguousarray(queries, np.float32), k, asked, found[asked, place])
+    queries = np.ascontiguousarray(queries, np.float32)
+
+    def of_share(numbers: Array) -> tuple[Array, Array, Array]:
+        some = queries[numbers]
+        found = candidates.positions(some, k, depth, settings)
+        asked, place = np.nonzero(found >= 0)
+        best, scores, positions = rows.best_of(some, k, asked, found[asked, place])
+        return numbers[best], scores, positions
+
+    shares = in_shares(of_share, np.arange(len(queries)), SHARE)
+    best, scores, positions = (np.concatenate(part) for part in zip(*shares, strict=True))
+    return best, scores, positions
 
 
 def tune(

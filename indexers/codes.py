@@ -233,7 +233,7 @@ def turned(rows: Array) -> Array:
     Inner products stay what they are. The components of most unit rows are then like those of random directions, near
     dim ** -0.5, and eight bits go further (the idea of QuIP, Chee et al. 2023, section 4).
     """
-    found: Array = fft.dct(rows * _signs(rows.shape[1]), axis=1, norm="ortho", workers=-1)
+    found: Array = fft.dct(rows * _signs(rows.shape[1]), axis=1, norm="ortho", workers=torch.get_num_threads())
     return found
 
 

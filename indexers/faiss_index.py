@@ -13,15 +13,12 @@ import torch
 from embell.errors import CollectionError, MissingExtraError, UsageError
 from embell.indexers.codes import turned
 from embell.indexers.vector_index import Array
-from embell.indexers.workers import each_on_a_core
 
 _TRAIN = 200_000
 _TRIED = 4000
 _NUMBER = 8
 """Bytes of a row's number in a list."""
 _BLOCK = 65_536
-_FEWEST_QUERIES = 32
-"""Queries for each core from which on each finds the candidates of its own share."""
 
 Progress = Callable[[str, float], None]
 """Told the stage and the share of it that is done."""
@@ -139,26 +136,11 @@ class FaissIndex:
         return self._found(queries, min(round(depth * k), total), settings)[1]
 
     def _found(self, queries: Array, k: int, settings: Settings, depth: float = 1) -> tuple[Array, Array]:
-        """Scores and positions, each core finding those of its share of the queries.
-
-        FAISS would share them out itself, by OpenMP, whose idle threads then wait awake for some milliseconds: a core would be missing to the
-        exact scores that come next.
-        """
-        faiss, cores = load_faiss(), torch.get_num_threads()
-        parameters = _parameters(self._index, settings, depth)
-
-        def find(some: Array) -> tuple[Array, Array]:
-            found: tuple[Array, Array] = self._index.search(_turned(some), k, params=parameters)
-            return found
-
-        def alone(some: Array) -> tuple[Array, Array]:
-            faiss.omp_set_num_threads(torch.get_num_threads())  # one, and for this thread only
-            return find(some)
-
-        if cores == 1 or len(queries) < cores * _FEWEST_QUERIES:
-            return find(queries)
-        scores, positions = zip(*(found for _, found in each_on_a_core(alone, np.array_split(queries, cores))), strict=True)
-        return np.concatenate(scores), np.concatenate(positions)
+        """Scores and positions."""
+        faiss = load_faiss()
+        faiss.omp_set_num_threads(torch.get_num_threads())  # of this thread only, which may be one of several
+        found: tuple[Array, Array] = self._index.search(_turned(queries), k, params=_parameters(self._index, settings, depth))
+        return found
 
     @property
     def _refined(self) -> bool:

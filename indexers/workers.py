@@ -8,10 +8,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
+Array = np.ndarray[Any, Any]
 Work = TypeVar("Work")
 Result = TypeVar("Result")
 
@@ -46,6 +48,14 @@ def each_on_a_core(do: Callable[[Work], Result], works: Sequence[Work]) -> Itera
     finally:
         for _, future in ahead:
             future.cancel()
+
+
+def in_shares(do: Callable[[Array], Result], rows: Array, fewest: int) -> list[Result]:
+    """What is made of rows: a share of them for each core, where that is `fewest` at least, else of all by all cores together."""
+    cores = torch.get_num_threads()
+    if cores == 1 or len(rows) < cores * fewest:
+        return [do(rows)]
+    return [found for _, found in each_on_a_core(do, np.array_split(rows, cores))]
 
 
 def submit(pool: ThreadPoolExecutor, do: Callable[[], Result]) -> Future[Result]:

@@ -229,7 +229,7 @@ def test_ten_thousand_equal_rows_are_ordered_by_key(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF8,SQ8"])
-def test_faiss_finds_for_queries_shared_out_among_the_cores_what_it_finds_for_each(factory: str) -> None:
+def test_faiss_finds_for_many_queries_what_it_finds_for_each(factory: str) -> None:
     import faiss
 
     rows, queries = unit_rows(11, 2000, 24).astype(np.float16), unit_rows(12, 501, 24)
