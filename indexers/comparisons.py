@@ -27,8 +27,9 @@ _OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], str]] = {
 }
 """NumPy's comparison, Arrow's, and the sign with its sides exchanged."""
 _TYPES = (pa.int64(), pa.string(), pa.bool_())
-"""Not fractions: engines differ about NaN and the sign of 0."""
-_PLAIN = re.compile(r"([^\W\d]\w*)[ \t\r\n]*(<=|>=|!=|<>|<|>|=)[ \t\r\n]*(-?[0-9]{1,18}|'[^'\ud800-\udfff]*')")
+_EXACT = 2**53
+"""Whole numbers below it are numbers of float64."""
+_PLAIN = re.compile(r"([^\W\d]\w*)[ \t\r\n]*(<=|>=|!=|<>|<|>|=)[ \t\r\n]*(-?[0-9]{1,18}(?:\.[0-9]{1,18})?|'[^'\ud800-\udfff]*')")
 _AND = re.compile(r"(?<![ \t\r\n])[ \t\r\n]+AND[ \t\r\n]+", re.IGNORECASE)
 
 
@@ -44,7 +45,7 @@ Fits = Callable[[Columns, Array | None], Array]
 
 
 def plain_comparison(where: str, type_of: Callable[[str], pa.DataType | None]) -> Fits | None:
-    """What a condition says that is no more than comparisons with whole numbers and strings, joined by AND; None if it is more.
+    """What a condition says that is no more than comparisons with numbers and strings, joined by AND; None if it is more.
 
     `type_of` tells the type of the column that a word stands for, None if it stands for none, but for something of SQL's own.
     """
@@ -54,8 +55,9 @@ def plain_comparison(where: str, type_of: Callable[[str], pa.DataType | None]) -
         if read is None:
             return None
         name, sign, written = read.groups()
-        value = written[1:-1] if written[0] == "'" else int(written)
-        if type_of(name) != (pa.string() if isinstance(value, str) else pa.int64()):
+        value = written[1:-1] if written[0] == "'" else float(written) if "." in written else int(written)
+        value = _as(type_of(name), value)
+        if value is None:
             return None
         found.append(_fits(name, "!=" if sign == "<>" else sign, value))
     return found[0] if len(found) == 1 else lambda *rows: np.logical_and.reduce([fits(*rows) for fits in found])
@@ -87,14 +89,25 @@ def _compared(sign: str, left: Any, right: Any, schema: pa.Schema) -> Fits | Non
         return None
     if left.variant_name() == "Literal":
         left, right, sign = right, left, _OPERATIONS[sign][2]
-    asked = _asked(left, [right], schema)
-    if asked is None:
+    if left.variant_name() != "Column" or right.variant_name() != "Literal":
         return None
-    name, (value,) = asked
-    return _fits(name, sign, value.as_py())
+    name, literal = left.to_variant().name(), right.python_value()
+    value = _as(schema.field(name).type, literal.as_py()) if literal.type in (*_TYPES, pa.float64()) else None
+    return None if value is None else _fits(name, sign, value)
 
 
-def _fits(name: str, sign: str, value: int | str | bool) -> Fits:
+Value = int | str | bool | float
+
+
+def _as(kind: pa.DataType | None, value: Value | None) -> Value | None:
+    """The value as one of a column's type; None if it is of another: how that is taken, DataFusion knows."""
+    if kind == pa.float64() and type(value) is int:
+        return float(value) if abs(value) < _EXACT else None
+    wanted = {pa.int64(): int, pa.float64(): float, pa.string(): str, pa.bool_(): bool}
+    return value if kind in wanted and type(value) is wanted[kind] else None
+
+
+def _fits(name: str, sign: str, value: Value) -> Fits:
     """What tells where a column, of the type of `value`, compares with it like that."""
     ours, arrows, _ = _OPERATIONS[sign]
     if isinstance(value, (str, bool)):
@@ -105,11 +118,20 @@ def _fits(name: str, sign: str, value: int | str | bool) -> Fits:
         if column.null_count:
             column, places = _column(name, rows, places), None
         known, buffer = column.buffers()
-        numbers = np.frombuffer(buffer, np.int64)[column.offset : column.offset + len(column)]
-        found: Array = ours(numbers if places is None else numbers[places], value)
+        numbers = np.frombuffer(buffer, type(value))[column.offset : column.offset + len(column)]
+        numbers = numbers if places is None else numbers[places]
+        found: Array = ours(numbers, value)
+        if isinstance(value, float) and (odd := np.isnan(numbers)).any():
+            found[odd] = ours(_order(numbers[odd]), _order(np.float64(value)))
         return found & _bits(known, column) if column.null_count else found
 
     return fits
+
+
+def _order(numbers: Any) -> Any:
+    """Whole numbers in the order of these fractions as DataFusion has it: NaN is larger than all others, or smaller, by its sign."""
+    bits = numbers.view(np.int64)
+    return bits ^ ((bits >> 63) & np.int64(2**63 - 1))
 
 
 def _among(left: Any, items: Sequence[Any], schema: pa.Schema) -> Fits | None:
@@ -127,7 +149,7 @@ def _column(name: str, rows: Columns, places: Array | None = None) -> pa.Array:
 
 
 def _asked(left: Any, right: Sequence[Any], schema: pa.Schema) -> tuple[str, list[Any]] | None:
-    """The name of a column and values of its type, if that is what stands there."""
+    """The name of a column and values of its type, no fractions, if that is what stands there."""
     if left.variant_name() != "Column" or any(value.variant_name() != "Literal" for value in right):
         return None
     name, values = left.to_variant().name(), [value.python_value() for value in right]

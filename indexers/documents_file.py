@@ -6,6 +6,7 @@ memory-mapped. Conditions are evaluated where it lies: looked up, or by DataFusi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,8 @@ _ROWS, _BYTES = 2**20, 2**28
 _TOGETHER = 2**16
 """Rows that DataFusion works on at a time."""
 _SAMPLED = 256
+_UNSURE = re.compile(r'"|-0(?:\.0*)?(?![\d.])')
+"""Versions of LanceDB differ about what is a name and what a string in double quotes, and it takes -0.0 for 0 in lists of whole numbers."""
 _SHARED = 2**19
 """Rows for each core; fewer are looked through before another core has begun."""
 
@@ -134,7 +137,7 @@ class DocumentsFile:
 
     def _read(self, where: str, use: Callable[[Any], Read]) -> Read | None:
         """What is made of the condition as DataFusion reads it; None where it does not, or fails later."""
-        if '"' in where:  # versions of LanceDB differ about what is a name and what a string there
+        if _UNSURE.search(where):
             return None
         try:
             return use(self._asked().parse_sql_expr(f"({where})"))

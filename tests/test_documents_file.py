@@ -20,6 +20,7 @@ from embell.indexers.documents_file import DocumentsFile
 
 DIM = 8
 ROWS = 300
+ODD = [math.nan, math.copysign(math.nan, -1), 0.0, -0.0, 3.0, math.inf, -math.inf, None, -2.0]
 
 
 def vector(seed: int) -> np.ndarray[Any, Any]:
@@ -31,6 +32,7 @@ def document(number: int, **more: Any) -> Document:
         "whole": number % 17 - 4,
         "gaps": number % 13 if number % 6 else None,
         "Part": number / 8 if number % 5 else None,
+        "odd": ODD[number % len(ODD)],
         "yes": number % 3 == 0 if number % 7 else None,
         "a word": ["one", "Two", "it's", "", None][number % 5],
         "day": datetime.date(2020, 1, 1) + datetime.timedelta(number) if number % 4 else None,
@@ -47,12 +49,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Collection:
     return collection
 
 
-numbers = st.sampled_from(["0", "3", "-2", "12.5", "1e1", "3.0", "1000"])
+numbers = st.sampled_from(["0", "3", "-2", "12.5", "1e1", "3.0", "1000", "1e400"])
 words = st.sampled_from(["'one'", "'Two'", "'it''s'", "''", "'d3'", "'%o%'", "'T_o'"])
 comparisons = st.sampled_from(["=", "!=", "<>", "<", "<=", ">", ">="])
 plain = st.one_of(
-    st.builds("{} {} {}".format, st.sampled_from(["whole", "gaps", "Part"]), comparisons, numbers),
-    st.builds("{} {} {}".format, numbers, comparisons, st.sampled_from(["whole", "gaps", "Part"])),
+    st.builds("{} {} {}".format, st.sampled_from(["whole", "gaps", "Part", "odd"]), comparisons, numbers),
+    st.builds("odd {} -0.0".format, comparisons),
+    st.builds("{} {} {}".format, numbers, comparisons, st.sampled_from(["whole", "gaps", "Part", "odd"])),
     st.builds("{} {} {}".format, st.sampled_from(["`a word`", "id", "text"]), comparisons, words),
     st.builds("{} {}LIKE {}".format, st.sampled_from(["`a word`", "id"]), st.sampled_from(["", "NOT ", "I"]), words),
     st.builds("{} {}IN ({}, {})".format, st.sampled_from(["whole", "gaps"]), st.sampled_from(["", "NOT "]), numbers, numbers),
@@ -79,7 +82,9 @@ def test_a_condition_fits_the_rows_that_lancedb_says(made: Collection, where: st
     snapshot = made._look()
     assert snapshot.documents is not None
     found = snapshot.documents.matches(where)
-    assert found is not None
+    assert found is not None or "-0.0" in where
+    if found is None:
+        return
     try:
         right = made.store.keys(where)
     except UsageError:  # LanceDB coerces less: nobody is told something else than it would tell
@@ -90,7 +95,7 @@ def test_a_condition_fits_the_rows_that_lancedb_says(made: Collection, where: st
 @pytest.mark.parametrize(
     ("where", "looked_up"),
     [("whole < 3", True), ("3 >= gaps AND `a word` != 'it''s' OR yes = false", True), ("whole IN (1, 2) AND id = 'd5'", True),
-     ("Part < 3", False), ("whole < 2.5", False), ("NOT whole < 3", False), ("whole NOT IN (1)", False), ("gaps = NULL", False),
+     ("Part < 3", True), ("odd <> -0.5", True), ("Part < 9007199254740992", False), ("Part IN (0.5)", False), ("whole < 2.5", False), ("NOT whole < 3", False), ("whole NOT IN (1)", False), ("gaps = NULL", False),
      ("`a word` = 3", False), ("whole < 3 AND yes", False), ("day < '2020-03-01'", False), ("whole < 9223372036854775808", False)]
 )  # fmt: skip
 def test_comparisons_are_looked_up_and_nothing_else(made: Collection, where: str, looked_up: bool) -> None:
@@ -102,7 +107,7 @@ def test_comparisons_are_looked_up_and_nothing_else(made: Collection, where: str
 @pytest.mark.parametrize(
     ("where", "read"),
     [("whole<3", True), (" whole >= -3 and id<>'d5' ", True), ("text = ' AND ' AND gaps = 0", False), ("key < 3", False), ("whole < 3 OR whole > 5", False),
-     ("`a word` = 'one'", False), ("id = 'it''s'", False), ("whole = 1234567890123456789", False), ("whole = 3.0", False), ("whole = '3'", False),
+     ("`a word` = 'one'", False), ("id = 'it''s'", False), ("whole = 1234567890123456789", False), ("whole = 3.0", False), ("odd >= 3", True), ("odd <0.25 AND Part>=1.5", True), ("odd = -0.0", True), ("Part = 9007199254740993", False), ("whole = '3'", False),
      ("true = 1", False), ("user = 'x'", True), ("current_date > 5", False), ("Whole < 3", False), ("3 < whole", False),
      ("whole = \uff13", False), ("whole\x1f< 3", False), ("text = 'a \"b\"'", True), ("whole = 1" + " " * 200_000 + "x", False)]
 )  # fmt: skip
@@ -221,7 +226,7 @@ def test_every_sign_from_either_side(made: Collection, sign: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["whole", "shore < 3", "whole < ", "count(*) > 1", "whole IN (SELECT 1)", "whole = 1; DROP TABLE documents",
+    "where", ["whole", "shore < 3", "whole < ", "count(*) > 1", "whole IN (SELECT 1)", "whole = 1; DROP TABLE documents", "whole IN (-0.0)", "NOT whole IN (-0)",
               "1 = 1 -- x", '`a word` = "one"', "PART > 3", "vector IS NULL", "key > 3"]
 )  # fmt: skip
 def test_what_the_copy_cannot_tell_is_left_to_lancedb(made: Collection, where: str) -> None:
@@ -259,8 +264,8 @@ def check(collection: Collection) -> None:
     """The copy tells what the table tells."""
     bare = Collection.open(collection.path)
     bare._look().__dict__["documents"] = None
-    right = everything(bare)
-    assert everything(Collection.open(collection.path)) == everything(collection) == right
+    right = repr(everything(bare))  # NaN is like NaN there
+    assert repr(everything(Collection.open(collection.path))) == repr(everything(collection)) == right
 
 
 @pytest.mark.parametrize("few", [True, False])
