@@ -6,9 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from embell.engine.collection import Collection, Hit
+    from embell.engine.collection import Collection
     from embell.engine.duplicates import Duplicates
     from embell.engine.encoder import Encoder
+    from embell.engine.hits import Hit
     from embell.engine.spec import EncoderSpec
     from embell.engine.text_duplicates import deduplicate
 
@@ -17,7 +18,7 @@ _HOMES = {
     "Duplicates": "duplicates",
     "Encoder": "encoder",
     "EncoderSpec": "spec",
-    "Hit": "collection",
+    "Hit": "hits",
     "deduplicate": "text_duplicates",
 }
 

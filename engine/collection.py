@@ -6,7 +6,7 @@ import os
 import secrets
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from embell.document import Document
 from embell.engine.generation import build_generation, drop_generations, kept_queries
+from embell.engine.hits import Hit, hits_at, nearest_hits
 from embell.engine.manifest import FILE, Manifest, check_promise, same_identity
 from embell.engine.snapshot import Snapshot
 from embell.errors import CollectionError, EmbellError, UsageError
@@ -24,31 +25,13 @@ if TYPE_CHECKING:
     from embell.engine.duplicates import Duplicates
     from embell.engine.encoder import Encoder
     from embell.engine.ingest import AddReport
-    from embell.indexers.exact import ExactIndex
 
 Array = np.ndarray[Any, Any]
 
-_INTERNAL = ("key", "id", "document", "start", "end", "text", "text_hash", "metadata_hash", "vector")
 _CHANGED = 1000
 """Rows with newer metadata than the index's copy of them, beyond which the copy is not read any more until the index is built anew."""
 _REBUILD_SHARE = 0.1
 """The index is rebuilt when this share of the rows is not in it any more or not yet; until then those are searched exactly."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One answer: the document's id, the exact cosine, its text and metadata.
-
-    In a collection of chunks `text` is the best chunk, and `start` and `end` are its character offsets
-    in the document.
-    """
-
-    id: str
-    score: float
-    text: str
-    metadata: dict[str, Any] = field(default_factory=dict)
-    start: int | None = None
-    end: int | None = None
 
 
 class Collection:
@@ -60,6 +43,7 @@ class Collection:
         self._store = Store.open(path, manifest.chunk is not None)
         self._encoder = encoder
         self._snapshot: Snapshot | None = None
+        self._read: tuple[tuple[int, int, int] | None, Manifest] | None = None  # which file it was, and what stood there
 
     @classmethod
     def create(
@@ -246,12 +230,16 @@ class Collection:
         if isinstance(queries, str):
             if not queries.strip():
                 raise UsageError("the question is empty")
-            return self._search(self.encoder.encode([queries], "query"), k, where, offset, min_score, chunks, None)[0]
-        if isinstance(queries, np.ndarray):
-            return self._search(self._checked(queries), k, where, offset, min_score, chunks, None)
-        if not len(queries):
+            vectors = self.encoder.encode([queries], "query")
+        elif isinstance(queries, np.ndarray):
+            vectors = self._checked(queries)
+        elif len(queries):
+            vectors = self.encoder.encode(list(queries), "query")
+        else:
             return []
-        return self._search(self.encoder.encode(list(queries), "query"), k, where, offset, min_score, chunks, None)
+        chunked = self._manifest.chunk is not None
+        found = nearest_hits(self._look, chunked, vectors, k, where, offset=offset, min_score=min_score, chunks=chunks)
+        return found[0] if isinstance(queries, str) else found
 
     def similar(self, id: str, k: int = 10, *, where: str | None = None, min_score: float | None = None) -> list[Hit]:
         """The documents nearest to one of the collection, itself left out.
@@ -267,7 +255,9 @@ class Collection:
         from embell.indexers.codes import renormalise
 
         rows = renormalise(np.array([row["vector"] for row in found], np.float16))
-        return self._search(renormalise(rows.mean(axis=0, keepdims=True)), k, where, 0, min_score, False, id)[0]
+        chunked = self._manifest.chunk is not None
+        middle = renormalise(rows.mean(axis=0, keepdims=True))
+        return nearest_hits(self._look, chunked, middle, k, where, min_score=min_score, without=id)[0]
 
     def duplicates(
         self,
@@ -326,7 +316,8 @@ class Collection:
 
         snapshot = self._look()
         index = living(snapshot)
-        return self._hits(snapshot, index, *outliers(index, k, progress=progress))
+        positions, scores = outliers(index, k, progress=progress)
+        return hits_at(snapshot, self._manifest.chunk is not None, index.keys[positions], scores)
 
     def representatives(self, k: int = 10) -> list[Hit]:
         """`k` documents that stand for the whole corpus; the score is the share of documents that are nearest to each.
@@ -338,7 +329,8 @@ class Collection:
 
         snapshot = self._look()
         index = living(snapshot)
-        return self._hits(snapshot, index, *representatives(index, k))
+        positions, scores = representatives(index, k)
+        return hits_at(snapshot, self._manifest.chunk is not None, index.keys[positions], scores)
 
     def leaks(
         self,
@@ -453,15 +445,6 @@ class Collection:
             manifest = replace(manifest, index=check_kind(kind, manifest.dim), target=recall, memory=memory)
             self._build_index(manifest, vectors, progress, on_note)
 
-    def _hits(self, snapshot: Snapshot, index: ExactIndex, positions: Array, scores: Array) -> list[Hit]:
-        keys = index.keys[positions].tolist()
-        rows = snapshot.documents_of(sorted(keys))
-        return [
-            _hit(rows[key], score, self._manifest.chunk is not None)
-            for key, score in zip(keys, scores.tolist(), strict=True)
-            if key in rows
-        ]
-
     def commit_manifest(self, next_key: int) -> None:
         """Record what has been committed to the table; called by the writer that holds the lock."""
         self._manifest = replace(self._manifest, next_key=next_key)
@@ -491,7 +474,7 @@ class Collection:
     def _look(self) -> Snapshot:
         """The collection as it is now; what other processes committed is seen."""
         # The manifest first: the table is then at least as new as the index that the manifest names.
-        manifest = Manifest.read(self.path)
+        manifest = self._manifest_there()
         same_identity(self.path, self._manifest, manifest)
         version = self._store.refresh()
         known = (self._manifest.generation, self._manifest.changed)
@@ -499,6 +482,17 @@ class Collection:
             self._manifest = manifest
             self._snapshot = Snapshot.take(self.path, self._manifest, self._store)
         return self._snapshot
+
+    def _manifest_there(self) -> Manifest:
+        """The manifest as it is on disk; read where it is another file than the last time."""
+        try:
+            at = os.stat(self.path / FILE)
+            file = at.st_ino, at.st_mtime_ns, at.st_size
+        except OSError:  # reading says what is wrong
+            file = None
+        if file is None or self._read is None or self._read[0] != file:
+            self._read = file, Manifest.read(self.path)
+        return self._read[1]
 
     def _refresh_index(self, progress: Callable[[str, float], None] | None, on_note: Callable[[str], None] | None) -> None:
         """Rebuild the index if too much of the collection lies outside it."""
@@ -532,71 +526,8 @@ class Collection:
         unit: Array = (rows / lengths).astype(np.float32)
         return unit
 
-    def _search(
-        self, queries: Array, k: int, where: str | None, offset: int, min_score: float | None, chunks: bool, without: str | None
-    ) -> list[list[Hit]]:
-        if min_score is not None and not np.isfinite(min_score):
-            raise UsageError(f"min_score is a cosine, and {min_score} is none")
-        snapshot = self._look()
-        chunked = self._manifest.chunk is not None
-        grouped = chunked and not chunks
-        wanted = k + offset
-        reach = wanted + (without is not None)
-        condition = None if where is None else snapshot.condition(where)
-        if grouped:
-            reach *= 4  # several chunks of one document come together
-        while True:
-            scores, keys = snapshot.search(queries, min(reach, max(1, len(snapshot.keys))), condition)
-            if min_score is not None:
-                keys[scores < min_score] = -1
-            name = "document" if chunked else "id"
-            exhausted = (keys[:, -1] < 0) | (keys.shape[1] < reach)
-            if grouped or without is not None:
-                ids = snapshot.documents_of(sorted(set(keys[keys >= 0].tolist())), [name])
-                picks = [
-                    _first_of_each([(int(key), ids[int(key)][name]) for key in row if int(key) in ids], grouped, without)
-                    for row in keys
-                ]
-                short = [len(pick) < wanted and not done for pick, done in zip(picks, exhausted, strict=True)]
-                if any(short):
-                    reach *= 2
-                    continue
-            else:
-                picks = [[int(key) for key in row if key >= 0] for row in keys]
-            break
-        picks = [pick[offset:wanted] for pick in picks]
-        wanted_keys = {key for pick in picks for key in pick}
-        rows = snapshot.documents_of(sorted(wanted_keys))
-        # The table may have moved on, in another thread, to where a row is gone: others take its place.
-        if len(rows) < len(wanted_keys) and self._look() is not snapshot:
-            return self._search(queries, k, where, offset, min_score, chunks, without)
-        answers = []
-        for pick, row_keys, row_scores in zip(picks, keys, scores, strict=True):
-            score_of = dict(zip(row_keys.tolist(), row_scores.tolist(), strict=True))
-            answers.append([_hit(rows[key], score_of[key], chunked) for key in pick if key in rows])
-        return answers
-
 
 _OURS = ("writer.lock", f"{TABLE}.lance", "index", "duplicates", f"{FILE}.part")
-
-
-def _first_of_each(keyed: list[tuple[int, str]], grouped: bool, without: str | None) -> list[int]:
-    """Keys in order, without those of one document, and of each document only the first if grouped."""
-    seen: set[str] = set()
-    keys = []
-    for key, name in keyed:
-        if name == without or (grouped and name in seen):
-            continue
-        seen.add(name)
-        keys.append(key)
-    return keys
-
-
-def _hit(row: dict[str, Any], score: float, chunked: bool) -> Hit:
-    metadata = {name: value for name, value in row.items() if name not in _INTERNAL and value is not None}
-    if chunked:
-        return Hit(row["document"], score, row["text"], metadata, row["start"], row["end"])
-    return Hit(row["id"], score, row["text"], metadata)
 
 
 def _check_encoder(directory: Path, manifest: Manifest, encoder: Encoder) -> None:
