@@ -357,7 +357,8 @@ def test_a_misspelt_variable_is_refused(
 
 def test_the_reader_of_the_output_may_leave(collection: Path) -> None:
     command = f'"{sys.executable}" -m embell search "{collection}" - --json | head -n 1'
-    done = subprocess.run(command, shell=True, input="cats\n" * 200, capture_output=True, text=True)
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], input="cats\n" * 200, capture_output=True, text=True)
+    assert done.returncode == 0
     assert json.loads(done.stdout)["rank"] == 1
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
