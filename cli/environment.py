@@ -1,4 +1,4 @@
-"""Settings in the environment: a misspelt one is refused, as a misspelt option is."""
+"""Settings in the environment: a misspelt one is refused, as a misspelt option is, and a wrong value is told by the variable's name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 import os
 
 import click
+from click.core import ParameterSource
 
 from embell.errors import UsageError
 
@@ -34,6 +35,15 @@ def check_environment(group: click.Context, name: str | None, command: click.Com
             else f"{group.command_path} {name} --help lists its options"
         )
         raise UsageError(f"environment variable {prefix}{wrong} is no setting; {hint}")
+
+
+def from_environment(error: click.ClickException) -> str:
+    """Where a wrong value came from, to be added to the message, if it was not from the command line."""
+    if not isinstance(error, click.BadParameter) or error.ctx is None or error.param is None or error.param.name is None:
+        return ""
+    if error.ctx.get_parameter_source(error.param.name) != ParameterSource.ENVIRONMENT:
+        return ""
+    return f" It was set by {error.ctx.auto_envvar_prefix}_{error.param.name.upper()} in the environment."
 
 
 def _after(prefix: str) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from embell import __version__
-from embell.cli.environment import check_environment
+from embell.cli.environment import check_environment, from_environment
 from embell.errors import EmbellError, EmbellWarning
 
 _COMMANDS = {
@@ -92,7 +92,7 @@ def main() -> None:
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
         where = context.command_path if context is not None and context.parent else "embell"
-        _fail(where, error.format_message())
+        _fail(where, error.format_message() + from_environment(error))
         status = error.exit_code
     except EmbellError as error:
         _fail("embell", str(error))

@@ -355,6 +355,16 @@ def test_a_misspelt_variable_is_refused(
     assert inside("info", collection).status == 0  # another command's settings are its own affair
 
 
+def test_a_wrong_value_is_told_by_the_name_of_its_variable(
+    inside: Run, collection: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBELL_SEARCH_K", "few")
+    inside("search", collection, "cats").fails(2, "'few' is not a valid integer", "EMBELL_SEARCH_K")
+    from_line = inside("search", collection, "cats", "-k", "many")
+    from_line.fails(2, "'many' is not a valid integer")
+    assert "EMBELL" not in from_line.err
+
+
 def test_the_reader_of_the_output_may_leave(collection: Path) -> None:
     command = f'"{sys.executable}" -m embell search "{collection}" - --json | head -n 1'
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], input="cats\n" * 200, capture_output=True, text=True)
