@@ -155,7 +155,9 @@ class Snapshot:
             return self.store.rows(keys, columns)
         wanted = np.asarray(keys, np.int64)
         at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        copied = (at < self.covered) & (self.keys[at] == wanted) & ~np.isin(wanted, self.changed)
+        copied = (at < self.covered) & (self.keys[at] == wanted)
+        if self.changed:
+            copied &= ~np.isin(wanted, self.changed)
         try:
             copies = self.documents.rows(at[copied], columns)
         except ValueError as error:  # of Arrow, or of bytes that are no text

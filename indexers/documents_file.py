@@ -7,7 +7,7 @@ memory-mapped. Conditions are evaluated where it lies: looked up, or by DataFusi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,12 +78,10 @@ class DocumentsFile:
     def rows(self, positions: Array, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """The rows at these positions, a dictionary each."""
         numbers = positions if self._row is None else self._row[positions]
-        which = np.searchsorted(self._starts, numbers, side="right") - 1
         found: list[dict[str, Any]] = [{}] * len(positions)
-        for batch in np.unique(which).tolist():
-            at = np.flatnonzero(which == batch)
-            some = self._batches[batch] if columns is None else self._batches[batch].select(columns)
-            for place, row in zip(at.tolist(), some.take(pa.array(numbers[at] - self._starts[batch])).to_pylist(), strict=True):
+        for batch, at, places in self._by_batch(numbers):
+            some = batch if columns is None else batch.select(columns)
+            for place, row in zip(at.tolist(), some.take(pa.array(places)).to_pylist(), strict=True):
                 found[place] = row
         return found
 
@@ -107,14 +105,20 @@ class DocumentsFile:
             found = np.concatenate([np.zeros(0, bool), *(fits(batch, None) for batch in self._batches)])
             return found if self._row is None else found[self._row]
         numbers = positions if self._row is None else self._row[positions]
-        if len(self._batches) == 1:
-            return fits(self._batches[0], numbers)
-        which = np.searchsorted(self._starts, numbers, side="right") - 1
         found = np.empty(len(numbers), bool)
+        for batch, at, places in self._by_batch(numbers):
+            found[at] = fits(batch, places)
+        return found
+
+    def _by_batch(self, numbers: Array) -> Iterator[tuple[pa.RecordBatch, Array, Array]]:
+        """Batches that hold rows of these numbers, which of the numbers, and where in the batch."""
+        if len(self._batches) == 1:
+            yield self._batches[0], np.arange(len(numbers)), numbers
+            return
+        which = np.searchsorted(self._starts, numbers, side="right") - 1
         for batch in np.unique(which).tolist():
             at = np.flatnonzero(which == batch)
-            found[at] = fits(self._batches[batch], numbers[at] - self._starts[batch])
-        return found
+            yield self._batches[batch], at, numbers[at] - self._starts[batch]
 
     def share(self, fits: Fits) -> float:
         """About which share of the rows fits, by a sample of them."""
