@@ -124,7 +124,10 @@ def in_words(manifest: Manifest) -> str:
         )
     if manifest.approximate:
         return f"{manifest.index}: recall not measured; embell tune measures it"
-    return "searched exactly: recall@10 1.000"
+    from embell.engine.generation import AUTO_ROWS
+
+    few = manifest.target is not None and manifest.rows < AUTO_ROWS
+    return "searched exactly: recall@10 1.000" + few * f"; below {AUTO_ROWS:,} rows no other index is tried"
 
 
 def _draw(collection: Collection, target: Path) -> None:

@@ -383,9 +383,18 @@ class Collection:
                 self._store.delete_keys([row["key"] for row in found])
                 deleted += len(found)
             if where is not None:
-                deleted += self._store.delete(where)
+                deleted += self._delete_fitting(where)
             self._write_manifest()
         return deleted
+
+    def _delete_fitting(self, where: str) -> int:
+        try:
+            return self._store.delete(where)
+        except UsageError:  # what a search takes, a deletion takes
+            snapshot = self._look()
+            keys = snapshot.keys[snapshot.condition(where).all()]
+            self._store.delete_keys(keys.tolist())
+            return len(keys)
 
     def optimize(
         self,

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embell.errors import UsageError
+from embell.indexers.documents_file import DocumentsFile
+
 if TYPE_CHECKING:
     from embell.engine.snapshot import Snapshot
 
@@ -73,9 +76,25 @@ class Condition:
             found = self._by_copies()
             if found is None:
                 found = np.zeros(len(self._snapshot.keys), bool)
-                found[self._snapshot.places(self._snapshot.store.keys(self._where))] = True
+                found[self._snapshot.places(self._in_table())] = True
             self._all = found
         return self._all
+
+    def _in_table(self) -> Array:
+        """Keys of the rows of the table that fit."""
+        snapshot = self._snapshot
+        try:
+            return snapshot.store.keys(self._where)
+        except UsageError:  # LanceDB takes less than DataFusion, such as no fractions for whole numbers
+            if snapshot.documents is not None:
+                raise
+            found = [np.zeros(0, np.int64)]
+            for batch in snapshot.store.batches():
+                rows = DocumentsFile([batch])
+                if (fits := rows.matches(self._where)) is None:
+                    raise
+                found.append(rows.keys[fits])
+            return np.sort(np.concatenate(found))
 
     def _by_copies(self) -> Array | None:
         """`all`, by what the copies say; None if they cannot tell."""

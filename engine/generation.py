@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from embell.engine.intact import check_files, note_files
+from embell.engine.intact import check_files, noted_files
 from embell.engine.manifest import Manifest
 from embell.engine.snapshot import INDEX
 from embell.errors import EmbellWarning, MissingExtraError, UsageError
@@ -109,12 +109,12 @@ def build_generation(
             )
     if index is not None and approximate:
         index.save(part)
-    note_files(part)
+    files = noted_files(part)
     part.rename(final)
     recall = (tuned.recall if tuned is not None else None) if approximate else 1.0
     return replace(
         manifest, generation=number, approximate=approximate, recall=recall,
-        tuned=asdict(tuned) if tuned is not None and approximate else None, changed=[],
+        tuned=asdict(tuned) if tuned is not None and approximate else None, changed=[], files=files,
     )  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def kept_queries(directory: Path, manifest: Manifest) -> Array | None:
 
     path = directory / INDEX / str(manifest.generation) / QUERIES
     try:
-        check_files(path.parent, [QUERIES])
+        check_files(path.parent, [QUERIES], manifest.files)
         found: Array = np.load(path, allow_pickle=False)
         if found.dtype == np.float32 and found.ndim == 2 and found.shape[1] == manifest.dim:
             return found

@@ -1,6 +1,6 @@
 """Whether the files of an index generation are still what was written.
 
-Their sizes, times and checksums stand beside them. A file whose time is another one, since it was copied or written to, is read and summed; if
+The manifest knows their sizes, times and checksums. A file whose time is another one, since it was copied or written to, is read and summed; if
 its sum is right, it gets its time back. A disk that loses bits without a trace is not noticed.
 """
 
@@ -8,44 +8,36 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import orjson
-
-FILE = "files.json"
 
 
-def note_files(directory: Path) -> None:
-    """Write down what the files in a directory are."""
+def noted_files(directory: Path) -> dict[str, list[int]]:
+    """What the files in a directory are, by name: bytes, time of the last change in nanoseconds, checksum."""
     found = {}
     for path in sorted(directory.iterdir()):
         at = path.stat()
-        found[path.name] = {"bytes": at.st_size, "time": at.st_mtime_ns, "sum": _sum(path)}
-    (directory / FILE).write_bytes(orjson.dumps(found))
+        found[path.name] = [at.st_size, at.st_mtime_ns, _sum(path)]
+    return found
 
 
-def check_files(directory: Path, names: Sequence[str]) -> None:
-    """Raises ValueError if one of these files, of those that were noted, is not what was written, OSError if it is gone or cannot be read.
-
-    Nothing is known of generations that were written before files were noted.
-    """
-    listed = directory / FILE
-    noted = orjson.loads(listed.read_bytes()) if listed.is_file() else {}
+def check_files(directory: Path, names: Sequence[str], noted: Mapping[str, Sequence[int]]) -> None:
+    """Raises ValueError if one of these files, of those that were noted, is not what was written, OSError if it is gone or cannot be read."""
     for name in names:
         if name not in noted:
             continue
-        path, known = directory / name, noted[name]
+        path, (size, time, total) = directory / name, noted[name]
         at = path.stat()
-        if at.st_size != known["bytes"]:
-            raise ValueError(f"{path}: {at.st_size} bytes instead of {known['bytes']}")
-        if at.st_mtime_ns != known["time"]:
-            if _sum(path) != known["sum"]:
+        if at.st_size != size:
+            raise ValueError(f"{path}: {at.st_size} bytes instead of {size}")
+        if at.st_mtime_ns != time:
+            if _sum(path) != total:
                 raise ValueError(f"{path}: not what was written")
             with suppress(OSError):  # where one may only read, the next will sum it again
-                os.utime(path, ns=(at.st_atime_ns, known["time"]))
+                os.utime(path, ns=(at.st_atime_ns, time))
 
 
 def _sum(path: Path) -> int:

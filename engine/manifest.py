@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ class Manifest:
     current generation holds an index other than the exact one, `target` is the recall@10 that was asked for, and `tuned`
     what was chosen and certified for it (`engine/tuning.py`). `changed` names the keys whose metadata is newer than the index's copy of
     the documents, None if there is no such copy, or too much of it is old. `memory` is how many bytes an index "auto" may hold.
-    `identity` is a random text that tells the collection from another one that is made in its place.
+    `identity` is a random text that tells the collection from another one that is made in its place. `files` is what `intact.noted_files`
+    says of the current generation.
     """
 
     encoder: EncoderSpec | None
@@ -47,6 +48,7 @@ class Manifest:
     changed: list[int] | None = None
     memory: int | None = None
     identity: str = ""
+    files: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -88,7 +90,12 @@ class Manifest:
         check_keys(values, names, str(path))
         if "approximate" not in values:  # written before FAISS indices held turned rows: theirs are left alone, search is exact
             values.update(approximate=False, recall=1.0, target=None, tuned=None)
-        for name, value in (("changed", None), ("memory", None), ("identity", "")):  # as written before there were such things
+        for name, value in (
+            ("changed", None),
+            ("memory", None),
+            ("identity", ""),
+            ("files", {}),
+        ):  # as written before there were such things
             values.setdefault(name, value)
         if missing := [name for name in names if name not in values]:
             raise CollectionError(f"{path}: damaged, {missing[0]} is missing")

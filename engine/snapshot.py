@@ -81,21 +81,21 @@ class Snapshot:
             unread: tuple[type[Exception], ...] = (OSError, ValueError, EOFError, RuntimeError)
             lost = ""
             try:
-                check_files(generation, ExactIndex.FILES)
+                check_files(generation, ExactIndex.FILES, manifest.files)
                 rows = ExactIndex.load(generation)
                 covered = len(rows)
             except unread:  # the table has everything
                 lost = "is missing or damaged: searching the table itself, exactly but slower"
             if covered and manifest.approximate:
                 try:
-                    candidates = _candidates(manifest.kind, generation, store, rows.keys)
+                    candidates = _candidates(manifest, generation, store, rows.keys)
                 except MissingExtraError as error:
                     warnings.warn(f"searched exactly: {error}", EmbellWarning, stacklevel=2)
                 except unread:
                     candidates, lost = None, "is damaged: searching exactly, which may be slower"
             if covered and manifest.changed is not None:
                 try:
-                    check_files(generation, DocumentsFile.FILES)
+                    check_files(generation, DocumentsFile.FILES, manifest.files)
                     documents = DocumentsFile.load(generation, store.readable)
                     if not np.array_equal(documents.keys, rows.keys):
                         raise ValueError("other rows")
@@ -239,15 +239,15 @@ class Snapshot:
         return found
 
 
-def _candidates(kind: str, generation: Path, store: Store, keys: Array) -> Candidates:
+def _candidates(manifest: Manifest, generation: Path, store: Store, keys: Array) -> Candidates:
     """The approximate index of a generation, over the rows of these keys. Raises one of many errors if it cannot be read."""
-    if kind.startswith("lance"):
+    if manifest.kind.startswith("lance"):
         from embell.indexers.lance_index import LanceIndex
 
         return LanceIndex(store, keys)
     from embell.indexers.faiss_index import FaissIndex
 
-    check_files(generation, FaissIndex.FILES)
+    check_files(generation, FaissIndex.FILES, manifest.files)
     index = FaissIndex.load(generation)
     if len(index.keys) != len(keys):
         raise ValueError("another number of rows")

@@ -6,6 +6,7 @@ it says no more than this, what it reads is looked up here; the plainest conditi
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Sequence
@@ -56,10 +57,10 @@ def plain_comparison(where: str, type_of: Callable[[str], pa.DataType | None]) -
             return None
         name, sign, written = read.groups()
         value = written[1:-1] if written[0] == "'" else float(written) if "." in written else int(written)
-        value = _as(type_of(name), value)
-        if value is None:
+        asked = _as(type_of(name), "!=" if sign == "<>" else sign, value)
+        if asked is None:
             return None
-        found.append(_fits(name, "!=" if sign == "<>" else sign, value))
+        found.append(_fits(name, *asked))
     return found[0] if len(found) == 1 else lambda *rows: np.logical_and.reduce([fits(*rows) for fits in found])
 
 
@@ -92,19 +93,23 @@ def _compared(sign: str, left: Any, right: Any, schema: pa.Schema) -> Fits | Non
     if left.variant_name() != "Column" or right.variant_name() != "Literal":
         return None
     name, literal = left.to_variant().name(), right.python_value()
-    value = _as(schema.field(name).type, literal.as_py()) if literal.type in (*_TYPES, pa.float64()) else None
-    return None if value is None else _fits(name, sign, value)
+    if literal.type not in (*_TYPES, pa.float64()):
+        return None
+    asked = _as(schema.field(name).type, sign, literal.as_py())
+    return None if asked is None else _fits(name, *asked)
 
 
 Value = int | str | bool | float
 
 
-def _as(kind: pa.DataType | None, value: Value | None) -> Value | None:
-    """The value as one of a column's type; None if it is of another: how that is taken, DataFusion knows."""
+def _as(kind: pa.DataType | None, sign: str, value: Value) -> tuple[str, Value] | None:
+    """The comparison as one with a value of a column's type; None for one of another type: how that is taken, DataFusion knows."""
     if kind == pa.float64() and type(value) is int:
-        return float(value) if abs(value) < _EXACT else None
+        return (sign, float(value)) if abs(value) < _EXACT else None
+    if kind == pa.int64() and isinstance(value, float):
+        return _among_whole(sign, value)
     wanted = {pa.int64(): int, pa.float64(): float, pa.string(): str, pa.bool_(): bool}
-    return value if kind in wanted and type(value) is wanted[kind] else None
+    return (sign, value) if kind in wanted and type(value) is wanted[kind] else None
 
 
 def _fits(name: str, sign: str, value: Value) -> Fits:
@@ -126,6 +131,19 @@ def _fits(name: str, sign: str, value: Value) -> Fits:
         return found & _bits(known, column) if column.null_count else found
 
     return fits
+
+
+def _among_whole(sign: str, value: float) -> tuple[str, int]:
+    """The comparison of a whole number of 64 bits with a fraction as one with another such number: exact, beyond 2^53 too."""
+    least, most = -(2**63), 2**63 - 1
+    all_of_them, none_of_them = (">=", least), ("<", least)
+    if value.is_integer() and least <= value <= most:
+        return sign, int(value)
+    if sign in ("=", "!="):
+        return none_of_them if sign == "=" else all_of_them
+    if value > most or value < least:
+        return all_of_them if (value > 0) == (sign in ("<", "<=")) else none_of_them
+    return ("<=", math.floor(value)) if sign in ("<", "<=") else (">=", math.ceil(value))
 
 
 def _order(numbers: Any) -> Any:

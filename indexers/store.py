@@ -446,11 +446,19 @@ def _first_line(error: Exception) -> str:
 
 
 def _filter_error(error: Exception) -> str:
-    """The useful part of a LanceDB filter error: no prefixes, no Rust source positions."""
+    """The useful part of a LanceDB filter error: no prefixes, no Rust source positions, nothing of its own that the user did not write."""
     text = " ".join(str(error).split())
     text = re.sub(
-        r"Invalid (user )?input[,:]? ?|Schema error: |Error resolving filter expression .*?: |invalid SQL predicate: |, \S*\.rs:\S*",
+        r"Invalid (user )?input[,:]? ?|Schema error: |Error during planning: |Error parsing function: |Error resolving filter expression .*?: "
+        r"|invalid SQL predicate: |, \S*\.rs:\S*",
         "",
         text,
     )
-    return re.sub(r"\. Valid fields are .*", "", text)[:200]
+    if name := re.match(r"No field named \"?(.+?)\"?\. .*?(?:Did you mean '(.+)'\?)?\.?$", text):
+        return f"there is no column {name[1]}" + (f"; did you mean {name[2]}?" if name[2] else "")
+    if parsed := re.match(r"Error parsing statement: SELECT .* \(sql parser error: (.*)\)$", text):
+        # The condition stands in parentheses there.
+        return re.sub(r"found: \)$", "found: ) or the end", parsed[1])
+    if "Not supported" in text:
+        return "not supported in a condition"
+    return text[:200]

@@ -5,17 +5,20 @@ from __future__ import annotations
 import datetime
 import gc
 import math
+import operator
 import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embell import Collection, Document, UsageError
 from embell.engine import collection as collection_module
+from embell.errors import EmbellWarning
 from embell.indexers.documents_file import DocumentsFile
 
 DIM = 8
@@ -95,7 +98,7 @@ def test_a_condition_fits_the_rows_that_lancedb_says(made: Collection, where: st
 @pytest.mark.parametrize(
     ("where", "looked_up"),
     [("whole < 3", True), ("3 >= gaps AND `a word` != 'it''s' OR yes = false", True), ("whole IN (1, 2) AND id = 'd5'", True),
-     ("Part < 3", True), ("odd <> -0.5", True), ("Part < 9007199254740992", False), ("Part IN (0.5)", False), ("whole < 2.5", False), ("NOT whole < 3", False), ("whole NOT IN (1)", False), ("gaps = NULL", False),
+     ("Part < 3", True), ("odd <> -0.5", True), ("Part < 9007199254740992", False), ("Part IN (0.5)", False), ("whole < 2.5", True), ("2.5 >= gaps OR whole = 1e30", True), ("NOT whole < 3", False), ("whole NOT IN (1)", False), ("gaps = NULL", False),
      ("`a word` = 3", False), ("whole < 3 AND yes", False), ("day < '2020-03-01'", False), ("whole < 9223372036854775808", False)]
 )  # fmt: skip
 def test_comparisons_are_looked_up_and_nothing_else(made: Collection, where: str, looked_up: bool) -> None:
@@ -107,7 +110,7 @@ def test_comparisons_are_looked_up_and_nothing_else(made: Collection, where: str
 @pytest.mark.parametrize(
     ("where", "read"),
     [("whole<3", True), (" whole >= -3 and id<>'d5' ", True), ("text = ' AND ' AND gaps = 0", False), ("key < 3", False), ("whole < 3 OR whole > 5", False),
-     ("`a word` = 'one'", False), ("id = 'it''s'", False), ("whole = 1234567890123456789", False), ("whole = 3.0", False), ("odd >= 3", True), ("odd <0.25 AND Part>=1.5", True), ("odd = -0.0", True), ("Part = 9007199254740993", False), ("whole = '3'", False),
+     ("`a word` = 'one'", False), ("id = 'it''s'", False), ("whole = 1234567890123456789", False), ("whole = 3.0", True), ("gaps > 3.5 AND whole<>0.5", True), ("odd >= 3", True), ("odd <0.25 AND Part>=1.5", True), ("odd = -0.0", True), ("Part = 9007199254740993", False), ("whole = '3'", False),
      ("true = 1", False), ("user = 'x'", True), ("current_date > 5", False), ("Whole < 3", False), ("3 < whole", False),
      ("whole = \uff13", False), ("whole\x1f< 3", False), ("text = 'a \"b\"'", True), ("whole = 1" + " " * 200_000 + "x", False)]
 )  # fmt: skip
@@ -119,7 +122,11 @@ def test_the_plainest_conditions_are_read_here(tmp_path: Path, where: str, read:
     fits = snapshot.documents.plain(where)
     assert (fits is not None) == read
     if fits is not None:
-        assert snapshot.keys[snapshot.documents.fitting(fits)].tolist() == collection.store.keys(where).tolist()
+        try:
+            right = collection.store.keys(where)
+        except UsageError:  # LanceDB compares no whole numbers with fractions
+            right = snapshot.keys[snapshot.documents.matches(f"({where})")]
+        assert snapshot.keys[snapshot.documents.fitting(fits)].tolist() == right.tolist()
         assert snapshot.documents.share(fits) == pytest.approx(snapshot.documents.fitting(fits).mean())
         some = np.array([19, 3, 3, 0])
         assert snapshot.documents.fitting(fits, some).tolist() == snapshot.documents.fitting(fits)[some].tolist()
@@ -139,6 +146,53 @@ def test_rows_are_looked_up_one_by_one_in_several_batches(tmp_path: Path, made: 
         assert apart.fitting(fits, some).tolist() == right[some].tolist()
         assert apart.fitting(fits).tolist() == right.tolist()
         assert apart.share(fits) == pytest.approx(right.mean(), abs=0.05)
+
+
+WHOLE = [0, -1, 3, 2**53, 2**53 + 1, -(2**53) - 1, 2**63 - 1, -(2**63), None]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(["=", "!=", "<>", "<", "<=", ">", ">="]),
+    st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from([2.0**53, 2.0**63, -(2.0**63), -1.5, 3.0, 2.5])),
+)
+def test_whole_numbers_are_compared_with_fractions_exactly(sign: str, value: float) -> None:
+    batch = pa.record_batch({"key": pa.array(range(len(WHOLE))), "n": pa.array(WHOLE, pa.int64())})
+    compare = {
+        "=": operator.eq,
+        "!=": operator.ne,
+        "<>": operator.ne,
+        "<": operator.lt,
+        "<=": operator.le,
+        ">": operator.gt,
+        ">=": operator.ge,
+    }
+    right = [number is not None and compare[sign](number, value) for number in WHOLE]  # Python compares these exactly
+    written = f"{value:.17e}"
+    assert float(written) == value
+    found = DocumentsFile([batch]).matches(f"n {sign} {written}")
+    if "-0.0" not in written:
+        assert found is not None
+        assert found.tolist() == right
+
+
+def test_what_a_search_takes_is_taken_without_the_copy_and_by_a_deletion(tmp_path: Path) -> None:
+    collection = Collection.create(tmp_path / "c", None, dim=DIM)
+    collection.add(map(document, range(100)))
+    conditions = ["whole > 2.5", "whole BETWEEN -1.5 AND 2.5 OR gaps = 3.0", "day > '2020-02-01'"]
+    found = [{hit.id for hit in collection.search(vector(3)[None], 100, where=where)[0]} for where in conditions]
+    assert all(found)
+    (collection.path / "index" / str(collection.manifest.generation) / "documents.arrow").unlink()
+    bare = Collection.open(collection.path)
+    with pytest.warns(EmbellWarning, match="has no documents"):
+        bare.search(vector(3)[None])
+    assert [{hit.id for hit in bare.search(vector(3)[None], 100, where=where)[0]} for where in conditions] == found
+    with pytest.raises(UsageError, match="there is no column hole; columns are"):
+        bare.search(vector(3)[None], where="hole > 2.5")
+    assert collection.delete(where=conditions[0]) == len(found[0])
+    assert {hit.id for hit in collection.search(vector(3)[None], 100)[0]} == {f"d{at}" for at in range(100)} - found[0]
+    with pytest.raises(UsageError, match="there is no column hole; columns are"):
+        collection.delete(where="hole > 2.5")
 
 
 def test_no_question_and_a_condition_that_is_no_text(made: Collection) -> None:
@@ -340,3 +394,16 @@ def test_rows_of_keys_that_are_gone_are_not_those_of_others(tmp_path: Path) -> N
     snapshot = collection._look()
     assert snapshot.documents is not None
     assert {key: row["id"] for key, row in snapshot.documents_of([6, 7, 8, 19, 20]).items()} == {6: "d6", 8: "d8", 19: "d19"}
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [("Whole > 3", "there is no column Whole; did you mean whole?; columns are id, text, "), ("hole > 3", "there is no column hole; columns are"),
+     ("whole >", "Expected: an expression, found: ) or the end; columns"), ("whole > 5 5", "Expected: ), found: 5; columns"),
+     ("sum(whole) > 1", "not supported in a condition; columns"), ("fool(whole) > 1", "Invalid function 'fool'")]
+)  # fmt: skip
+def test_a_wrong_condition_is_told_without_what_nobody_wrote(made: Collection, where: str, said: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        made.search(vector(3)[None], where=where)
+    assert str(refused.value).startswith(f"--where {where!r}: {said}")
+    assert "SELECT" not in str(refused.value)
