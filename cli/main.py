@@ -34,6 +34,10 @@ _COMMANDS = {
 }
 
 
+_SHOWING = {"search", "similar", "outliers", "representatives", "info"}
+"""Commands that are done when nobody reads on."""
+
+
 class _Commands(click.Group):
     """A group whose commands live in modules that are imported on demand."""
 
@@ -101,8 +105,8 @@ def main() -> None:
         indexing = "index" in sys.argv[1:2]
         _fail("embell", "interrupted" + "; what was committed stays, the same command goes on from there" * indexing)
         status = 130
-    except SystemExit as left:  # click's, when a line is completed, or with 1 when the reader of our output has seen enough
-        status = 0 if left.code == 1 else left.code
+    except SystemExit as left:  # click's, when a line is completed, or with 1 when a reader of our output has seen enough
+        status = 0 if left.code == 1 and set(sys.argv[1:2]) & _SHOWING else left.code
     except MemoryError:
         _fail("embell", "out of memory; index in smaller parts, or lower --commit-rows")
         status = 1

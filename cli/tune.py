@@ -126,7 +126,7 @@ def in_words(manifest: Manifest) -> str:
         return f"{manifest.index}: recall not measured; embell tune measures it"
     from embell.engine.generation import AUTO_ROWS
 
-    few = manifest.target is not None and manifest.rows < AUTO_ROWS
+    few = manifest.index == "auto" and manifest.target is not None and manifest.rows < AUTO_ROWS
     return "searched exactly: recall@10 1.000" + few * f"; below {AUTO_ROWS:,} rows no other index is tried"
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -30,6 +32,8 @@ Array = np.ndarray[Any, Any]
 
 _CHANGED = 1000
 """Rows with newer metadata than the index's copy of them, beyond which the copy is not read any more until the index is built anew."""
+_YOUNG = 2 * 10**9
+"""Nanoseconds; clocks of files tick more slowly than manifests may be written."""
 _REBUILD_SHARE = 0.1
 """The index is rebuilt when this share of the rows is not in it any more or not yet; until then those are searched exactly."""
 
@@ -391,7 +395,7 @@ class Collection:
         try:
             return self._store.delete(where)
         except UsageError:  # what a search takes, a deletion takes
-            snapshot = self._look()
+            snapshot = Snapshot.take(self.path, self._manifest, self._store)
             keys = snapshot.keys[snapshot.condition(where).all()]
             self._store.delete_keys(keys.tolist())
             return len(keys)
@@ -493,12 +497,12 @@ class Collection:
         return self._snapshot
 
     def _manifest_there(self) -> Manifest:
-        """The manifest as it is on disk; read where it is another file than the last time."""
-        try:
+        """The manifest as it is on disk; read where it is another file than the last time, or so young that another may look like it."""
+        file = None
+        with suppress(OSError):  # reading says what is wrong
             at = os.stat(self.path / FILE)
-            file = at.st_ino, at.st_mtime_ns, at.st_size
-        except OSError:  # reading says what is wrong
-            file = None
+            if time.time_ns() - at.st_mtime_ns > _YOUNG:
+                file = at.st_ino, at.st_mtime_ns, at.st_size
         if file is None or self._read is None or self._read[0] != file:
             self._read = file, Manifest.read(self.path)
         return self._read[1]

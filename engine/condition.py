@@ -12,6 +12,7 @@ from embell.indexers.documents_file import DocumentsFile
 
 if TYPE_CHECKING:
     from embell.engine.snapshot import Snapshot
+    from embell.indexers.coded_rows import Chosen
 
 Array = np.ndarray[Any, Any]
 
@@ -36,6 +37,10 @@ class Condition:
         self._share: float | None = None
         self._all: Array | None = None
         self._newer: Array | None = None
+        self.asked = 0
+        """Searches that were made with it."""
+        self.held: Chosen | None = None
+        """The rows that fit, for more of them."""
         self.surplus = self.SURPLUS
         """How many times as many of a query's best rows are to be looked at as would do if those that fit were among them evenly."""
 

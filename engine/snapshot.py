@@ -27,6 +27,7 @@ from embell.indexers.store import Store
 from embell.indexers.workers import in_shares
 
 if TYPE_CHECKING:
+    from embell.indexers.coded_rows import Chosen
     from embell.indexers.vector_index import Candidates
 
 Array = np.ndarray[Any, Any]
@@ -39,6 +40,8 @@ _CHANGING = re.compile(r"\b(now|random|uuid|current_\w+)\b", re.IGNORECASE)
 """In a condition that may mean something else the next time."""
 SHARE = 32
 """Queries for each core from which on each looks for the candidates of its own, and scores them."""
+_OFTEN, _HELD = 3, 2**27
+"""Searches with a condition from which on the rows that fit are held together, and bytes that such rows of all conditions take at most."""
 _MANY_FIT, _SPARE, _FARTHEST = 0.3, 8, 1024
 """The share of fitting rows from which on a few queries look at the best of all rows first, how many more of these than should do, and at most how many."""
 
@@ -177,12 +180,16 @@ class Snapshot:
         query for which it finds too few is searched exactly.
         """
         if condition is not None:
+            if (held := self._held(condition)) is not None:
+                return self.rows.search(queries, k, held)
             those = self._among_the_best(queries, k, condition)
             return self.rows.search(queries, k, condition.all()) if those is None else those
         if self.candidates is None:
             return self.rows.search(queries, k, self.alive)
         # FAISS would share queries out itself, by OpenMP, whose idle threads then wait awake for some milliseconds: a core would be missing to
         # the exact scores that come next.
+        if self.covered < len(self.keys):
+            self.rows.code(len(queries))  # once, not in each share
         try:
             found = in_shares(lambda some: self._of_candidates(some, k), queries, SHARE)
         except CollectionError as error:  # its files are damaged, or a writer is just replacing it
@@ -220,6 +227,19 @@ class Snapshot:
         if len(short):
             scores[short], keys[short] = self.rows.search(queries[short], k, self.alive)
         return scores, keys
+
+    def _held(self, condition: Condition) -> Chosen | None:
+        """The rows that fit a condition, together, if it is asked often: then searching these takes less than searching all."""
+        condition.asked += 1
+        if condition.held is None and condition.asked == _OFTEN:
+            fits = condition.all()
+            free = _HELD - int(np.count_nonzero(fits)) * self.rows.dim
+            others = [one for one in list(self.conditions.values()) if one is not condition]
+            while free >= 0 and others and sum(one.held.bytes for one in others if one.held is not None) > free:
+                others.pop(0).held = None
+            if free >= 0:
+                condition.held = self.rows.chosen(fits)
+        return condition.held
 
     def _among_the_best(self, queries: Array, k: int, condition: Condition) -> tuple[Array, Array] | None:
         """The best `k` that fit, looked for among the best of all rows; None where they may not be found there soon.

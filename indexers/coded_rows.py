@@ -60,6 +60,25 @@ class _Segment:
     on_card: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """Rows that take part in a search, with their codes copied together: for one that is made again and again.
+
+    `mask` says of each position whether it does; the others hold, for rows that were added at once, which of them, and where they are coded their
+    codes and which of these say nothing.
+    """
+
+    mask: Array
+    positions: list[Array]
+    codes: list[Tensor | None]
+    loose: list[Array | None]
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        return sum(part.nbytes for part in (self.mask, *self.positions, *self.codes) if part is not None)
+
+
 def or_without_card(
     answer: Callable[Concatenate[Rows, Asked], Answer],
 ) -> Callable[Concatenate[Rows, Asked], Answer]:
@@ -165,12 +184,25 @@ class CodedRows:
             index._segments[0].codes = codes
         return index
 
+    def chosen(self, mask: Array) -> Chosen:
+        """Rows by a bool array over positions, and their codes."""
+        found = Chosen(mask, [], [], [])
+        start = 0
+        for segment in self._segments:
+            positions = np.flatnonzero(mask[start : start + len(segment.rows)])
+            codes = segment.codes
+            found.positions.append(positions)
+            found.codes.append(None if codes is None else torch.index_select(codes.codes, 0, torch.from_numpy(positions)))
+            found.loose.append(None if codes is None else np.flatnonzero(np.isin(positions, codes.loose)))
+            start += len(segment.rows)
+        return found
+
     def _card_for(self, queries: int) -> torch.device | None:
         """The graphics card, where it is to make the products of so many queries."""
         return card_products(self.dim) if queries >= CARD_QUERIES and not self._cardless else None
 
     @or_without_card
-    def _code(self, queries: int) -> None:
+    def code(self, queries: int) -> None:
         """Make the codes that are missing: once, and not by every core. Where they serve few queries only, they are not worth it."""
         card = self._card_for(queries)
         for segment in self._segments if self._int8 or card is not None else ():
@@ -178,7 +210,9 @@ class CodedRows:
             if card is not None and segment.on_card is None:
                 segment.on_card = segment.codes.held_by(card)
 
-    def _blocks(self, queries: Array, allowed: Array | None, until: int | None, card: torch.device | None) -> Iterator[Block]:
+    def _blocks(
+        self, queries: Array, allowed: Array | Chosen | None, until: int | None, card: torch.device | None
+    ) -> Iterator[Block]:
         """Coarse products of the queries with all rows, some rows at a time; only with those allowed, and before `until`.
 
         `card` is what `_card_for` says. The products of a block are overwritten by those of the next.
@@ -193,13 +227,16 @@ class CodedRows:
         count = len(queries) * -(-min(size, len(self)) // 8) * 8  # see `multiply_there`
         room = torch.empty(count, dtype=torch.int32 if whole else torch.float32, device=card)
         start = 0
-        for segment in self._segments:
+        for number, segment in enumerate(self._segments):
             end = len(segment.rows) if until is None else min(len(segment.rows), until - start)
             if end <= 0:
                 return
             loose = np.zeros(0, np.int64)
-            chosen = most = None
-            if allowed is not None:
+            chosen = most = held = held_loose = None
+            if isinstance(allowed, Chosen):
+                chosen, held, held_loose = allowed.positions[number], allowed.codes[number], allowed.loose[number]
+                end = len(chosen)
+            elif allowed is not None:
                 mask = allowed[start : start + end]
                 count = int(np.count_nonzero(mask))
                 if count <= gathered * end or len(queries) >= _GATHERED_QUERIES:
@@ -209,7 +246,7 @@ class CodedRows:
             codes, coded = segment.codes if coding else None, None
             if codes is not None:
                 coded = codes.query(queries, mixed)
-                loose = codes.loose
+                loose = codes.loose if held_loose is None else held_loose
             for begin in range(0, end, size):
                 some: Any = slice(begin, min(begin + size, end)) if chosen is None else chosen[begin : begin + size]
                 if coded is not None and codes is not None:
@@ -218,6 +255,8 @@ class CodedRows:
                         products = coded.multiply_there(_codes_there(segment, some, card), room)
                     elif chosen is None:
                         coded.multiply(codes.codes[some], products)
+                    elif held is not None:
+                        coded.multiply(held[begin : begin + size], products)
                     else:
                         _multiply_chosen(coded, codes.codes, torch.from_numpy(some), products)
                     numbers = products, coded.scale, coded.offset, coded.error
@@ -229,7 +268,7 @@ class CodedRows:
                     numbers = products, none + 1, none, none + rough_error(self.dim)
                 if most is not None:
                     torch.minimum(products, most[begin : begin + size], out=products)
-                if len(loose) and chosen is None:
+                if len(loose) and (chosen is None or held_loose is not None):
                     out = loose[np.searchsorted(loose, begin) : np.searchsorted(loose, begin + products.shape[1])]
                     products[:, torch.from_numpy(out - begin).to(room.device)] = int(LOWEST)
                 elif len(loose):
@@ -240,7 +279,7 @@ class CodedRows:
     def _multiplies_mixed(self, queries: int) -> bool:
         return self._mixed and queries <= FEW_QUERIES
 
-    def _loose(self, queries: int, allowed: Array | None, until: int | None, card: torch.device | None) -> Array:
+    def _loose(self, queries: int, allowed: Array | Chosen | None, until: int | None, card: torch.device | None) -> Array:
         """Positions whose codes say nothing: candidates whatever these queries, so many, ask; `card` as for `_blocks`."""
         found = [np.empty(0, np.int64)]
         start = 0
@@ -252,7 +291,8 @@ class CodedRows:
         positions = np.concatenate(found)
         if until is not None:
             positions = positions[positions < until]
-        return positions if allowed is None else positions[allowed[positions]]
+        mask = allowed.mask if isinstance(allowed, Chosen) else allowed
+        return positions if mask is None else positions[mask[positions]]
 
 
 def mapped(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.memmap[Any, Any]:

@@ -26,10 +26,11 @@ _ROWS, _BYTES = 2**20, 2**28
 _TOGETHER = 2**16
 """Rows that DataFusion works on at a time."""
 _SAMPLED = 256
-_UNSURE = re.compile(r'"|-0(?:\.0*)?(?![\d.])')
-"""Versions of LanceDB differ about what is a name and what a string in double quotes, and it takes -0.0 for 0 in lists of whole numbers."""
 _SHARED = 2**19
 """Rows for each core; fewer are looked through before another core has begun."""
+_UNSURE = re.compile(r'"|-\s*(?:0+\.?0*|\.0+)(?![\d.])|\b(?:over|select)\b', re.IGNORECASE)
+"""What DataFusion and LanceDB may take differently: names and strings in double quotes, -0.0 in lists of whole numbers. And what is no condition on
+a row alone, and would tell of rows in another order: windows, and queries within."""
 
 
 class DocumentsFile:
@@ -137,6 +138,8 @@ class DocumentsFile:
         if any(column.type != pa.bool_() for column in columns):
             return None
         found = np.concatenate([known_true(column) for column in columns])
+        if len(found) != len(self.keys):  # no condition on rows
+            return None
         return found if self._row is None else found[self._row]
 
     def _read(self, where: str, use: Callable[[Any], Read]) -> Read | None:

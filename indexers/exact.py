@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from embell.indexers.coded_rows import CodedRows, or_without_card, rough_error
+from embell.indexers.coded_rows import Chosen, CodedRows, or_without_card, rough_error
 from embell.indexers.codes import renormalise
 from embell.indexers.cut_rows import CutRows, sketch_for
 from embell.indexers.shortlist import GROUP, Shortlist, maxima, ranks
@@ -56,10 +56,10 @@ class ExactIndex(CodedRows):
         found.add(np.arange(len(positions)), self.stored(positions))
         return found
 
-    def search(self, queries: Array, k: int, allowed: Array | None = None) -> tuple[Array, Array]:
+    def search(self, queries: Array, k: int, allowed: Array | Chosen | None = None) -> tuple[Array, Array]:
         """The best `k` rows of each query: `(scores float64, keys)`, `(q, k)`, key -1 where there are fewer.
 
-        `allowed` is a bool array over positions; rows outside it do not take part.
+        `allowed` is a bool array over positions, or `chosen` of one; rows outside it do not take part.
         """
         scores = np.full((len(queries), k), -np.inf)
         keys = np.full((len(queries), k), -1, np.int64)
@@ -69,7 +69,9 @@ class ExactIndex(CodedRows):
         def answer(begin: int) -> tuple[Array, Array, Array]:
             return self._best(queries[begin : begin + size], k, allowed)
 
-        self._code(len(queries))
+        self.code(len(queries))
+        if isinstance(allowed, Chosen) and not (self._int8 or self._multiplies_mixed(len(queries))):
+            allowed = allowed.mask
         size = self._together(len(queries))
         for begin, (asked, found, positions) in each_on_a_core(answer, range(0, len(queries), size)):
             place = begin + asked, ranks(asked)
@@ -80,7 +82,7 @@ class ExactIndex(CodedRows):
         self, queries: Array, k: int, fits: Callable[[Array], Array], among: int, allowed: Array | None = None
     ) -> tuple[Array, Array] | None:
         """What `search` answers where only rows take part whose positions `fits`, bool, if those are sure to be among the best `among` of a few queries; else None."""
-        self._code(len(queries))
+        self.code(len(queries))
         queries = np.ascontiguousarray(queries, np.float32)
         asked, positions, least = self._near(queries, among, allowed)
         kept = fits(positions)
@@ -201,7 +203,7 @@ class ExactIndex(CodedRows):
             held = self._cut = threshold, cut
         if allowed is None and held is not None and held[0] == threshold and held[1] is not None:
             return held[1]
-        self._code(queries)
+        self.code(queries)
         return None
 
     def _together(self, queries: int) -> int:
@@ -210,13 +212,13 @@ class ExactIndex(CodedRows):
         shares = cores * -(-queries // (cores * QUERIES))
         return -(-queries // shares) if queries >= cores * _FEWEST_QUERIES else QUERIES
 
-    def _best(self, queries: Array, k: int, allowed: Array | None) -> tuple[Array, Array, Array]:
+    def _best(self, queries: Array, k: int, allowed: Array | Chosen | None) -> tuple[Array, Array, Array]:
         """The exact best `k` of each query: `(queries, scores, positions)`, by query and best first."""
         asked, positions, _ = self._near(queries, k, allowed)
         return self.best_of(queries, k, asked, positions)
 
     @or_without_card
-    def _near(self, queries: Array, k: int, allowed: Array | None) -> tuple[Array, Array, Array]:
+    def _near(self, queries: Array, k: int, allowed: Array | Chosen | None) -> tuple[Array, Array, Array]:
         """Pairs among which the best `k` of each query are: `(queries, positions, least)`, by query; no other scores more than `least` `(q,)`."""
         best = torch.full((len(queries), k), -torch.inf, dtype=torch.float64)  # the largest lows of candidates
         reach = np.full(len(queries), -np.inf)  # what the k-th best score is at least

@@ -195,6 +195,24 @@ def test_what_a_search_takes_is_taken_without_the_copy_and_by_a_deletion(tmp_pat
         collection.delete(where="hole > 2.5")
 
 
+def test_rows_of_conditions_that_are_asked_often_are_held_within_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collection = Collection.create(tmp_path / "c", None, dim=32)
+    rng = np.random.default_rng(0)
+    collection.add(Document(str(at), "x", {"n": at % 10}, rng.standard_normal(32).astype(np.float32)) for at in range(1000))
+    monkeypatch.setattr("embell.engine.snapshot._HELD", 32 * 999)
+    asked = rng.standard_normal((1, 32))
+    wheres = ["n < 3", "n > 5", "n <> 4", "n >= 0"]
+    right = [collection.search(asked, 7, where=where) for where in wheres]
+    conditions = collection._look().conditions
+    for where, found in zip(wheres, right, strict=True):
+        assert conditions[where].held is None
+        for _ in range(4):
+            assert collection.search(asked, 7, where=where) == found
+    held = [where for where in wheres if conditions[where].held is not None]
+    assert held == ["n <> 4"]  # the one before made room for it, and the last is too large
+    assert [collection.search(asked, 7, where=where) for where in wheres] == right
+
+
 def test_no_question_and_a_condition_that_is_no_text(made: Collection) -> None:
     assert made.search(np.empty((0, DIM)), where="whole > -9") == []
     for where in ("id = 'caf\udce9'", "whole = 3 AND `a word` = '\udce9' OR yes"):

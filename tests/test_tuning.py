@@ -21,7 +21,7 @@ from conftest import Ran, write_jsonl
 from embell import Collection, Document, UsageError
 from embell.cli.tune import in_bytes
 from embell.engine import generation as generation_module
-from embell.engine import tuning
+from embell.engine import intact, tuning
 from embell.engine.tuning import K, at_most, bounds, fewest, nearest, tune
 from embell.errors import EmbellWarning
 from embell.indexers.codes import renormalise, turned
@@ -454,14 +454,35 @@ def test_damaged_files_cost_time_and_nothing_else(collection: Collection, file: 
     assert (found._look().candidates is not None) == ("faiss" in file)
 
 
-def test_files_that_were_only_copied_are_read_once(collection: Collection) -> None:
+def test_files_that_were_only_copied_are_read_once(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     _, queries = rows_and_queries(3, 4000, 80)
     right = collection.search(queries)
     path = collection.path / "index" / str(collection.manifest.generation) / "vectors.npy"
     written = path.stat().st_mtime_ns
     os.utime(path, ns=(written, written + 10**9))
     assert Collection.open(collection.path).search(queries) == right
-    assert path.stat().st_mtime_ns == written
+    read: list[Path] = []
+    monkeypatch.setattr(intact, "_right", {})  # as in another process
+    monkeypatch.setattr(intact, "_sum", read.append)
+    assert Collection.open(collection.path).search(queries) == right
+    os.utime(path, ns=(written, written + 2 * 10**9))
+    with pytest.warns(EmbellWarning, match="embell optimize"):
+        Collection.open(collection.path).search(queries)
+    assert read == [path]
+
+
+def test_words_that_changed_places_are_noticed(tmp_path: Path) -> None:
+    path, rng = tmp_path / "file", np.random.default_rng(0)
+    words = rng.integers(0, 2**63, 5 * 2**17 // 2)
+    path.write_bytes(words.tobytes() + b"odd")
+    before = intact._sum(path)
+    for one, other, count in ((0, 1, 1), (3, 3 + 2**10, 1), (0, 2**17, 512), (512, 1024, 512), (7, 9000, 40)):
+        moved = words.copy()
+        moved[one : one + count], moved[other : other + count] = words[other : other + count], words[one : one + count]
+        path.write_bytes(moved.tobytes() + b"odd")
+        assert intact._sum(path) != before
+    path.write_bytes(words.tobytes() + b"odd")
+    assert intact._sum(path) == before
 
 
 def harmed(path: Path, harm: str) -> None:

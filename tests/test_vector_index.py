@@ -113,7 +113,10 @@ def test_exact_search_is_the_reference_in_values_and_order(data: st.DataObject) 
             as_if_on_a_card(patch, data.draw(st.booleans()))
             patch.setattr(rows_module, "_FEWEST_ROWS", data.draw(st.sampled_from([13, 64, 4096])))
             patch.setattr(rows_module, "_CARD_ROWS", data.draw(st.sampled_from([64, 2**20])))
-        scores, keys = index.search(queries, k, allowed)
+        if data.draw(st.booleans()):
+            index.code(len(queries))
+        chosen = index.chosen(allowed) if allowed is not None and data.draw(st.booleans()) else allowed
+        scores, keys = index.search(queries, k, chosen)
         threshold = data.draw(st.floats(-1, 1))
         within = index.range_search(queries, threshold, allowed)
     np.testing.assert_array_equal(keys[:, :exist], ranked(truth, exist))
@@ -203,13 +206,19 @@ def test_rows_unlike_the_sample_are_loose_and_still_found(monkeypatch: pytest.Mo
         index = ExactIndex(64)
         index._int8, index._mixed = int8, mixed
         index.add(np.arange(2000), stored)
-        index._segments[0].codes = codes
         queries = renormalise(spikes)
         for allowed in (None, np.arange(2000) != 777, np.arange(2000) % 50 == 1):
             truth = reference(queries, stored)
+            asked: list[Any] = [allowed]
             if allowed is not None:
                 truth[:, ~allowed] = -np.inf
-            np.testing.assert_array_equal(index.search(queries, 5, allowed)[1], ranked(truth, 5))
+                index._segments[0].codes = None
+                asked.append(index.chosen(allowed))
+                index._segments[0].codes = codes
+                asked.append(index.chosen(allowed))
+            index._segments[0].codes = codes
+            for those in asked:
+                np.testing.assert_array_equal(index.search(queries, 5, those)[1], ranked(truth, 5))
             assert [set(hits.tolist()) for _, hits in index.range_search(queries, 0.99, allowed)] == [
                 set(np.flatnonzero(row >= 0.99).tolist()) for row in truth
             ]
