@@ -425,3 +425,21 @@ def test_a_wrong_condition_is_told_without_what_nobody_wrote(made: Collection, w
         made.search(vector(3)[None], where=where)
     assert str(refused.value).startswith(f"--where {where!r}: {said}")
     assert "SELECT" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["row_number() OVER (ORDER BY whole) <= 2", "row_number() over(PARTITION BY whole ORDER BY gaps) > 1", "unnest(tags) = 'a'", "whole > (SELECT 1)",
+     "whole IN (SELECT whole)", "count(*) OVER () > 1"]
+)  # fmt: skip
+@pytest.mark.parametrize("copy", [True, False])
+def test_what_is_no_condition_on_a_row_alone_is_refused(tmp_path: Path, where: str, copy: bool) -> None:
+    collection = Collection.create(tmp_path / "c", None, dim=DIM)
+    collection.add(map(document, range(50)))
+    if not copy:
+        collection._look().__dict__["documents"] = None
+    with pytest.raises(UsageError):
+        collection.search(vector(3)[None], where=where)
+    with pytest.raises(UsageError):
+        collection.delete(where=where)
+    assert len(collection) == 50
