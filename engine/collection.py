@@ -394,7 +394,9 @@ class Collection:
     def _delete_fitting(self, where: str) -> int:
         try:
             return self._store.delete(where)
-        except UsageError:  # what a search takes, a deletion takes
+        except UsageError as refused:  # what a search takes, a deletion takes
+            if not isinstance(refused.__cause__, ValueError):  # a disk that is full, another writer
+                raise
             snapshot = Snapshot.take(self.path, self._manifest, self._store)
             keys = snapshot.keys[snapshot.condition(where).all()]
             self._store.delete_keys(keys.tolist())

@@ -40,7 +40,8 @@ class Condition:
         self.asked = 0
         """Searches that were made with it."""
         self.held: Chosen | None = None
-        """The rows that fit, for more of them."""
+        """The rows that fit, for more of them; None before, where they are too many, and when later conditions needed the room."""
+        self.tried = False
         self.surplus = self.SURPLUS
         """How many times as many of a query's best rows are to be looked at as would do if those that fit were among them evenly."""
 
@@ -93,12 +94,14 @@ class Condition:
         except UsageError:  # LanceDB takes less than DataFusion, such as no fractions for whole numbers
             if snapshot.documents is not None:
                 raise
-            found = [np.zeros(0, np.int64)]
+            found: list[Array] = []
             for batch in snapshot.store.batches():
                 rows = DocumentsFile([batch])
                 if (fits := rows.matches(self._where)) is None:
                     raise
                 found.append(rows.keys[fits])
+            if not found:
+                raise
             return np.sort(np.concatenate(found))
 
     def _by_copies(self) -> Array | None:

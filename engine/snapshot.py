@@ -231,9 +231,10 @@ class Snapshot:
     def _held(self, condition: Condition) -> Chosen | None:
         """The rows that fit a condition, together, if it is asked often: then searching these takes less than searching all."""
         condition.asked += 1
-        if condition.held is None and condition.asked == _OFTEN:
+        if condition.asked >= _OFTEN and not condition.tried and self.rows.coded:
+            condition.tried = True
             fits = condition.all()
-            free = _HELD - int(np.count_nonzero(fits)) * self.rows.dim
+            free = _HELD - len(fits) - int(np.count_nonzero(fits)) * (self.rows.dim + 8)  # codes and places
             others = [one for one in list(self.conditions.values()) if one is not condition]
             while free >= 0 and others and sum(one.held.bytes for one in others if one.held is not None) > free:
                 others.pop(0).held = None

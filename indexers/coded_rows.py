@@ -184,6 +184,11 @@ class CodedRows:
             index._segments[0].codes = codes
         return index
 
+    @property
+    def coded(self) -> bool:
+        """Whether all rows have codes."""
+        return all(segment.codes is not None for segment in self._segments)
+
     def chosen(self, mask: Array) -> Chosen:
         """Rows by a bool array over positions, and their codes."""
         found = Chosen(mask, [], [], [])

@@ -28,9 +28,10 @@ _TOGETHER = 2**16
 _SAMPLED = 256
 _SHARED = 2**19
 """Rows for each core; fewer are looked through before another core has begun."""
-_UNSURE = re.compile(r'"|-\s*(?:0+\.?0*|\.0+)(?![\d.])|\b(?:over|select)\b', re.IGNORECASE)
+_STRING = re.compile(r"'[^']*'")
+_UNSURE = re.compile(r'"|/\*|--|-\s*(?:0+\.?0*|\.0+)(?![\d.])|\bover\s*\(|\(\s*select\b', re.IGNORECASE)
 """What DataFusion and LanceDB may take differently: names and strings in double quotes, -0.0 in lists of whole numbers. And what is no condition on
-a row alone, and would tell of rows in another order: windows, and queries within."""
+a row alone, and would tell of rows in another order: windows, and queries within; and comments, which may hide these."""
 
 
 class DocumentsFile:
@@ -144,7 +145,7 @@ class DocumentsFile:
 
     def _read(self, where: str, use: Callable[[Any], Read]) -> Read | None:
         """What is made of the condition as DataFusion reads it; None where it does not, or fails later."""
-        if _UNSURE.search(where):
+        if _UNSURE.search(_STRING.sub("''", where)):
             return None
         try:
             return use(self._asked().parse_sql_expr(f"({where})"))

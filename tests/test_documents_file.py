@@ -195,11 +195,24 @@ def test_what_a_search_takes_is_taken_without_the_copy_and_by_a_deletion(tmp_pat
         collection.delete(where="hole > 2.5")
 
 
+def test_words_of_windows_within_strings_are_words(made: Collection) -> None:
+    found = made.search(vector(3)[None], 400, where="whole < 2.5 AND text NOT LIKE '%over (select%'")[0]
+    assert {hit.id for hit in found} == {f"d{at}" for at in range(ROWS) if at % 17 - 4 < 2.5}
+
+
+def test_an_empty_collection_refuses_wrong_conditions(tmp_path: Path) -> None:
+    collection = Collection.create(tmp_path / "c", None, dim=DIM)
+    with pytest.raises(UsageError, match="no column typo"):
+        collection.search(vector(3)[None], where="typo = 1")
+    with pytest.raises(UsageError, match="no column typo"):
+        collection.delete(where="typo = 1")
+
+
 def test_rows_of_conditions_that_are_asked_often_are_held_within_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     collection = Collection.create(tmp_path / "c", None, dim=32)
     rng = np.random.default_rng(0)
     collection.add(Document(str(at), "x", {"n": at % 10}, rng.standard_normal(32).astype(np.float32)) for at in range(1000))
-    monkeypatch.setattr("embell.engine.snapshot._HELD", 32 * 999)
+    monkeypatch.setattr("embell.engine.snapshot._HELD", 41 * 999)
     asked = rng.standard_normal((1, 32))
     wheres = ["n < 3", "n > 5", "n <> 4", "n >= 0"]
     right = [collection.search(asked, 7, where=where) for where in wheres]
@@ -430,7 +443,8 @@ def test_a_wrong_condition_is_told_without_what_nobody_wrote(made: Collection, w
 @pytest.mark.parametrize(
     "where",
     ["row_number() OVER (ORDER BY whole) <= 2", "row_number() over(PARTITION BY whole ORDER BY gaps) > 1", "unnest(tags) = 'a'", "whole > (SELECT 1)",
-     "whole IN (SELECT whole)", "count(*) OVER () > 1"]
+     "whole IN (SELECT whole)", "count(*) OVER () > 1",
+     "/*'*/ row_number() OVER (ORDER BY whole) <= 2 /*'*/"]
 )  # fmt: skip
 @pytest.mark.parametrize("copy", [True, False])
 def test_what_is_no_condition_on_a_row_alone_is_refused(tmp_path: Path, where: str, copy: bool) -> None:
