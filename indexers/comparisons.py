@@ -10,7 +10,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,11 +34,28 @@ _PLAIN = re.compile(r"([^\W\d]\w*)[ \t\r\n]*(<=|>=|!=|<>|<|>|=)[ \t\r\n]*(-?[0-9
 _AND = re.compile(r"(?<![ \t\r\n])[ \t\r\n]+AND[ \t\r\n]+", re.IGNORECASE)
 
 
-class Columns(Protocol):
-    """Rows, such as an Arrow batch."""
+class Columns:
+    """Columns of some rows, each taken out once: after a search has emptied the caches, that takes longer than to compare some values."""
+
+    def __init__(self, column: Callable[[str], pa.Array]) -> None:
+        self._take = column
+        self._columns: dict[str, pa.Array] = {}
+        self._numbers: dict[str, Array] = {}
 
     def column(self, name: str) -> pa.Array:
-        """A column of all rows."""
+        """A column."""
+        if name not in self._columns:
+            self._columns[name] = self._take(name)
+        return self._columns[name]
+
+    def numbers(self, name: str) -> Array | None:
+        """A column of float64 or int64; None if it has gaps."""
+        if name not in self._numbers:
+            column = self.column(name)
+            if column.null_count:
+                return None
+            self._numbers[name] = _numbers(column)
+        return self._numbers[name]
 
 
 Fits = Callable[[Columns, Array | None], Array]
@@ -119,18 +136,25 @@ def _fits(name: str, sign: str, value: Value) -> Fits:
         return lambda *rows: known_true(arrows(_column(name, *rows), value))
 
     def fits(rows: Columns, places: Array | None = None) -> Array:
-        column = rows.column(name)
-        if column.null_count:
-            column, places = _column(name, rows, places), None
-        known, buffer = column.buffers()
-        numbers = np.frombuffer(buffer, type(value))[column.offset : column.offset + len(column)]
-        numbers = numbers if places is None else numbers[places]
+        numbers, column = rows.numbers(name), None
+        if numbers is None:
+            column = _column(name, rows, places)
+            numbers = _numbers(column)
+        elif places is not None:
+            numbers = numbers[places]
         found: Array = ours(numbers, value)
         if isinstance(value, float) and (odd := np.isnan(numbers)).any():
             found[odd] = ours(_order(numbers[odd]), _order(np.float64(value)))
-        return found & _bits(known, column) if column.null_count else found
+        known = None if column is None else column.buffers()[0]
+        return found if known is None else found & _bits(known, column)
 
     return fits
+
+
+def _numbers(column: pa.Array) -> Array:
+    kind = np.float64 if column.type == pa.float64() else np.int64
+    found: Array = np.frombuffer(column.buffers()[1], kind)[column.offset : column.offset + len(column)]
+    return found
 
 
 def _among_whole(sign: str, value: float) -> tuple[str, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from embell.indexers.columns import INNER
-from embell.indexers.comparisons import Fits, comparison, known_true, plain_comparison
+from embell.indexers.comparisons import Columns, Fits, comparison, known_true, plain_comparison
 
 Array = np.ndarray[Any, Any]
 Read = TypeVar("Read")
@@ -50,7 +51,8 @@ class DocumentsFile:
             self.keys = self.keys[self._row]
         self._table: Any = None
         self._types: dict[str, pa.DataType] = {}
-        self._sample = _Sample(self._batches)
+        self._columns = [Columns(batch.column) for batch in self._batches]
+        self._sample = Columns(partial(_sampled, self._batches))
 
     @staticmethod
     def write(directory: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
@@ -81,7 +83,8 @@ class DocumentsFile:
         """The rows at these positions, a dictionary each."""
         numbers = positions if self._row is None else self._row[positions]
         found: list[dict[str, Any]] = [{}] * len(positions)
-        for batch, at, places in self._by_batch(numbers):
+        for number, at, places in self._by_batch(numbers):
+            batch = self._batches[number]
             some = batch if columns is None else batch.select(columns)
             for place, row in zip(at.tolist(), some.take(pa.array(places)).to_pylist(), strict=True):
                 found[place] = row
@@ -104,23 +107,23 @@ class DocumentsFile:
     def fitting(self, fits: Fits, positions: Array | None = None) -> Array:
         """Whether the row at each position fits what `comparison` read, or that at each of these positions: bool."""
         if positions is None:
-            found = np.concatenate([np.zeros(0, bool), *(fits(batch, None) for batch in self._batches)])
+            found = np.concatenate([np.zeros(0, bool), *(fits(columns, None) for columns in self._columns)])
             return found if self._row is None else found[self._row]
         numbers = positions if self._row is None else self._row[positions]
         found = np.empty(len(numbers), bool)
-        for batch, at, places in self._by_batch(numbers):
-            found[at] = fits(batch, places)
+        for number, at, places in self._by_batch(numbers):
+            found[at] = fits(self._columns[number], places)
         return found
 
-    def _by_batch(self, numbers: Array) -> Iterator[tuple[pa.RecordBatch, Array, Array]]:
+    def _by_batch(self, numbers: Array) -> Iterator[tuple[int, Array, Array]]:
         """Batches that hold rows of these numbers, which of the numbers, and where in the batch."""
         if len(self._batches) == 1:
-            yield self._batches[0], np.arange(len(numbers)), numbers
+            yield 0, np.arange(len(numbers)), numbers
             return
         which = np.searchsorted(self._starts, numbers, side="right") - 1
         for batch in np.unique(which).tolist():
             at = np.flatnonzero(which == batch)
-            yield self._batches[batch], at, numbers[at] - self._starts[batch]
+            yield batch, at, numbers[at] - self._starts[batch]
 
     def share(self, fits: Fits) -> float:
         """About which share of the rows fits, by a sample of them."""
@@ -178,19 +181,10 @@ class DocumentsFile:
         return self._table
 
 
-class _Sample:
-    """Some of the rows of batches, evenly spaced in each."""
-
-    def __init__(self, batches: Sequence[pa.RecordBatch]) -> None:
-        self._batches = batches
-        self._columns: dict[str, pa.Array] = {}
-
-    def column(self, name: str) -> pa.Array:
-        if name not in self._columns:
-            step = -(-sum(map(len, self._batches)) // _SAMPLED)
-            parts = [batch.column(name).take(pa.array(range(0, len(batch), step))) for batch in self._batches]
-            self._columns[name] = pa.concat_arrays(parts)
-        return self._columns[name]
+def _sampled(batches: Sequence[pa.RecordBatch], name: str) -> pa.Array:
+    """Some values of a column, evenly spaced in each batch."""
+    step = -(-sum(map(len, batches)) // _SAMPLED)
+    return pa.concat_arrays([batch.column(name).take(pa.array(range(0, len(batch), step))) for batch in batches])
 
 
 def _column(batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
