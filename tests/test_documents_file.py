@@ -7,6 +7,7 @@ import gc
 import math
 import operator
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,19 @@ def test_what_a_search_takes_is_taken_without_the_copy_and_by_a_deletion(tmp_pat
     assert {hit.id for hit in collection.search(vector(3)[None], 100)[0]} == {f"d{at}" for at in range(100)} - found[0]
     with pytest.raises(UsageError, match="there is no column hole; columns are"):
         collection.delete(where="hole > 2.5")
+
+
+def test_keys_of_rows_that_a_killed_writer_left_are_not_given_again(tmp_path: Path) -> None:
+    collection = Collection.create(tmp_path / "c", None, dim=DIM)
+    collection.add(map(document, range(20)))
+    before = collection.manifest
+    collection.add([document(20, whole=1000)])
+    replace(before, generation=collection.manifest.generation).write(collection.path)  # as if it had been killed before that
+    (newest,) = collection._look().keys[-1:].tolist()
+    again = Collection.open(collection.path)
+    assert again.delete(where="whole > 999.5") == 1
+    again.add([document(21)])
+    assert again._look().keys[-1] > newest
 
 
 def test_words_of_windows_within_strings_are_words(made: Collection) -> None:
