@@ -107,7 +107,11 @@ class Condition:
     def _by_copies(self) -> Array | None:
         """`all`, by what the copies say; None if they cannot tell."""
         snapshot = self._snapshot
-        if snapshot.documents is None or (fits := snapshot.documents.matches(self._where)) is None:
+        documents = snapshot.documents
+        if documents is None:
+            return None
+        fits = documents.fitting(self._fits) if self._fits is not None else documents.matches(self._where)
+        if fits is None:
             return None
         found = fits
         if self._copies_are_old:

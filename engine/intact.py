@@ -64,7 +64,7 @@ def _times(directory: Path) -> dict[str, int]:
 
 
 def _sum(path: Path) -> int:
-    """A checksum of what a file holds: the CRC of sums of its words, along the rows and columns of a megabyte. CRC alone takes ten times as long."""
+    """A checksum of what a file holds: the CRC of sums of its words, along the rows and columns of a megabyte. CRC alone takes several times as long."""
     found = 0
     block = bytearray(2**20)
     words = np.frombuffer(block, np.uint64).reshape(128, 1024)

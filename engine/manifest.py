@@ -90,12 +90,8 @@ class Manifest:
         check_keys(values, names, str(path))
         if "approximate" not in values:  # written before FAISS indices held turned rows: theirs are left alone, search is exact
             values.update(approximate=False, recall=1.0, target=None, tuned=None)
-        for name, value in (
-            ("changed", None),
-            ("memory", None),
-            ("identity", ""),
-            ("files", {}),
-        ):  # as written before there were such things
+        # As written before there were such things.
+        for name, value in (("changed", None), ("memory", None), ("identity", ""), ("files", {})):
             values.setdefault(name, value)
         if missing := [name for name in names if name not in values]:
             raise CollectionError(f"{path}: damaged, {missing[0]} is missing")
