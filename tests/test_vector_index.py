@@ -109,6 +109,8 @@ def test_exact_search_is_the_reference_in_values_and_order(data: st.DataObject) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows_module, "_STRIP", data.draw(st.sampled_from([7, 2048])))
         patch.setattr(rows_module, "_COPIED", data.draw(st.sampled_from([7, 8192])))
+        patch.setattr(rows_module, "_PRODUCTS", data.draw(st.sampled_from([1, 2**20])))  # blocks of a few rows, or one of all
+        patch.setattr(rows_module, "_FEWEST_ROWS", data.draw(st.sampled_from([16, 64, 4096])))
         if data.draw(st.booleans()):
             as_if_on_a_card(patch, data.draw(st.booleans()))
             patch.setattr(rows_module, "_FEWEST_ROWS", data.draw(st.sampled_from([13, 64, 4096])))
