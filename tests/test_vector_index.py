@@ -193,7 +193,10 @@ def test_products_of_stored_rows_are_within_the_error_they_state(data: st.DataOb
     assert np.abs(found.numpy() - reference(queries, stored)).max() <= rows_module.rough_error(dim)
 
 
-def test_rows_unlike_the_sample_are_loose_and_still_found(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows_of_a_block", [64, 4096])
+def test_rows_unlike_the_sample_are_loose_and_still_found(rows_of_a_block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_module, "_PRODUCTS", 1)
+    monkeypatch.setattr(rows_module, "_FEWEST_ROWS", rows_of_a_block)
     monkeypatch.setattr(codes_module, "SAMPLE", 100)
     monkeypatch.setattr(codes_module, "_LOOSE_SHARE", 0.01)
     rows = renormalise(np.random.default_rng(8).uniform(-1, 1, (2000, 64)))
@@ -224,6 +227,24 @@ def test_rows_unlike_the_sample_are_loose_and_still_found(monkeypatch: pytest.Mo
             assert [set(hits.tolist()) for _, hits in index.range_search(queries, 0.99, allowed)] == [
                 set(np.flatnonzero(row >= 0.99).tolist()) for row in truth
             ]
+
+
+@pytest.mark.parametrize(("int8", "mixed"), [(True, False), (False, True), (False, False)])
+def test_rows_held_together_are_searched_in_blocks(int8: bool, mixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_module, "_PRODUCTS", 1)
+    monkeypatch.setattr(rows_module, "_FEWEST_ROWS", 64)
+    rows, queries = unit_rows(21, 1000, 32).astype(np.float16), unit_rows(22, 10, 32)
+    index = ExactIndex(32)
+    index._int8, index._mixed = int8 and int8_products(), mixed and mixed_products(32)
+    index.add(np.arange(700), rows[:700])
+    index.add(np.arange(700, 1000), rows[700:])
+    for segment in index._segments:
+        segment.codes = Codes.of(segment.rows)
+    mask = np.random.default_rng(0).random(1000) < 0.5
+    truth = reference(queries, rows)
+    truth[:, ~mask] = -np.inf
+    for count in (1, 3, 10):
+        np.testing.assert_array_equal(index.search(queries[:count], 20, index.chosen(mask))[1], ranked(truth[:count], 20))
 
 
 def test_ten_thousand_equal_rows_are_ordered_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
