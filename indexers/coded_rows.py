@@ -223,7 +223,7 @@ class CodedRows:
         `card` is what `_card_for` says. The products of a block are overwritten by those of the next.
         """
         most_products, most_rows = (_PRODUCTS, _MOST_ROWS) if card is None else (_CARD_PRODUCTS, _CARD_ROWS)
-        size = int(np.clip(most_products // len(queries) // 8 * 8, _FEWEST_ROWS, most_rows))
+        size = min(max(most_products // len(queries) // 8 * 8, _FEWEST_ROWS), most_rows)
         left = torch.from_numpy(queries)
         mixed = card is None and self._multiplies_mixed(len(queries))
         gathered = _GATHERED_SHARE_MIXED if mixed else _GATHERED_SHARE
@@ -275,9 +275,9 @@ class CodedRows:
                     torch.minimum(products, most[begin : begin + size], out=products)
                 if len(loose) and (chosen is None or held_loose is not None):
                     out = loose[np.searchsorted(loose, begin) : np.searchsorted(loose, begin + products.shape[1])]
-                    products[:, torch.from_numpy(out - begin).to(room.device)] = int(LOWEST)
+                    products.index_fill_(1, torch.from_numpy(out - begin).to(room.device), int(LOWEST))
                 elif len(loose):
-                    products[:, torch.from_numpy(np.isin(some, loose)).to(room.device)] = int(LOWEST)
+                    products.index_fill_(1, torch.from_numpy(np.flatnonzero(np.isin(some, loose))).to(room.device), int(LOWEST))
                 yield Block(start + begin, None, *numbers) if chosen is None else Block(start, some, *numbers)
             start += len(segment.rows)
 

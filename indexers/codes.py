@@ -24,6 +24,8 @@ Array = np.ndarray[Any, Any]
 SAMPLE = 20_000
 """Rows, evenly spaced, that the centre and the scale are chosen from."""
 _BLOCK = 1024
+_TURNED = 128
+"""Rows from which on every core turns a share of them."""
 _LOOSE_SHARE = 1e-4
 _SLACK = 3e-6
 """What float32 arithmetic may lose in a coarse score beside the coding."""
@@ -233,7 +235,8 @@ def turned(rows: Array) -> Array:
     Inner products stay what they are. The components of most unit rows are then like those of random directions, near
     dim ** -0.5, and eight bits go further (the idea of QuIP, Chee et al. 2023, section 4).
     """
-    found: Array = fft.dct(rows * _signs(rows.shape[1]), axis=1, norm="ortho", workers=torch.get_num_threads())
+    cores = torch.get_num_threads() if len(rows) >= _TURNED else None  # threads begin anew each time
+    found: Array = fft.dct(rows * _signs(rows.shape[1]), axis=1, norm="ortho", workers=cores)
     return found
 
 

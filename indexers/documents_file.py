@@ -127,7 +127,8 @@ class DocumentsFile:
 
     def share(self, fits: Fits) -> float:
         """About which share of the rows fits, by a sample of them."""
-        return float(fits(self._sample, None).mean())
+        found = fits(self._sample, None)
+        return np.count_nonzero(found) / len(found)
 
     def matches(self, where: str) -> Array | None:
         """Whether the row at each position fits a condition: bool; None if only LanceDB can tell."""

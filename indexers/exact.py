@@ -16,7 +16,7 @@ import torch
 from embell.indexers.coded_rows import Chosen, CodedRows, or_without_card, rough_error
 from embell.indexers.codes import renormalise
 from embell.indexers.cut_rows import CutRows, sketch_for
-from embell.indexers.shortlist import GROUP, Shortlist, maxima, ranks
+from embell.indexers.shortlist import GROUP, Shortlist, ranks
 from embell.indexers.vector_index import Array
 from embell.indexers.workers import each_on_a_core
 
@@ -31,6 +31,8 @@ _SCORED = 2**18
 """Components of the pairs that are scored at a time: they stay in the cache, and few steps of Python are left for the cores to wait for each other in."""
 _SHARED = 1024
 """Pairs from which on every core scores a share of them."""
+_FEW_PAIRS = 256
+"""Pairs up to which float64 alone is as fast as sorting most of them out first."""
 FEW = 32
 """Partners that come with a row that has too many of them."""
 _CUT_QUERIES, _CUT_PAIRS, _CUT_SQUARES = 8192, 2**28, 2**8
@@ -168,7 +170,7 @@ class ExactIndex(CodedRows):
 
     def _decide(self, queries: Array, k: int, asked: Array, positions: Array) -> tuple[Array, Array, Array]:
         """`best_of`, by this thread alone."""
-        if len(asked) > 4 * k * len(queries):
+        if len(asked) > max(_FEW_PAIRS, 4 * k * len(queries)):
             rough = self._rough(queries, asked, positions)
             order = np.lexsort((-rough, asked))
             kth = np.full(len(queries), -np.inf)
@@ -225,11 +227,6 @@ class ExactIndex(CodedRows):
         candidates, merged, counted = Shortlist(), 0, 0
         card = self._card_for(len(queries))
         for block in self._blocks(queries, allowed, None, card):
-            if (reach < -1.5).any():  # nothing is known yet: the largest products of k groups are those of k rows
-                lows = block.lows(block.products if k > block.products.shape[1] // GROUP else maxima(block.products))
-                if k <= lows.shape[1]:
-                    reach = np.maximum(reach, lows.topk(k, dim=1).values[:, -1].numpy())
-            candidates.take(block, block.least(reach))
             if candidates.held - counted > _MERGED * len(queries):
                 best, merged, counted = candidates.kth(best, merged), len(candidates.queries), candidates.held
                 reach = np.maximum(reach, best[:, -1].numpy())
@@ -239,6 +236,11 @@ class ExactIndex(CodedRows):
                 candidates.add(asked, positions, scores, scores)
                 best, merged, counted = candidates.kth(torch.full_like(best, -torch.inf), 0), 1, candidates.held
                 reach = np.maximum(reach, best[:, -1].numpy())
+            if (reach < -1.5).any():  # nothing is known yet: the largest products of k groups are those of k rows
+                products = block.products if k > block.products.shape[1] // GROUP else block.maxima
+                if k <= products.shape[1]:
+                    reach = np.maximum(reach, block.lows(products.topk(k, dim=1).values).amin(dim=1).numpy())
+            candidates.take(block, block.least(reach))
         candidates.everywhere(len(queries), self._loose(len(queries), allowed, None, card))
         reach = np.maximum(reach, candidates.kth(best, merged)[:, -1].numpy())
         return *candidates.among(reach), reach

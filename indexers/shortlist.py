@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -29,6 +30,12 @@ class Block:
     scale: Array
     offset: Array
     error: Array
+
+    @cached_property
+    def maxima(self) -> Tensor:
+        """The largest of each `GROUP` products of a query, `(q, groups)`: those of different rows. What is left over is in none."""
+        count, rows = self.products.shape
+        return self.products[:, : rows - rows % GROUP].view(count, rows // GROUP, GROUP).amax(dim=2)
 
     def least(self, scores: Array) -> Tensor:
         """The smallest product `(q,)` of a row whose score may be as large as that of `scores` `(q,)`."""
@@ -68,7 +75,7 @@ class Shortlist:
         count, rows = block.products.shape
         whole = rows - rows % GROUP
         groups = block.products[:, :whole].reshape(count, whole // GROUP, GROUP)
-        asked, group = (groups.amax(dim=2) >= least[:, None]).nonzero(as_tuple=True)
+        asked, group = (block.maxima >= least[:, None]).nonzero(as_tuple=True)
         near = groups[asked, group]
         at, inside = (near >= least[asked, None]).nonzero(as_tuple=True)
         queries, columns, products = asked[at], group[at] * GROUP + inside, near[at, inside]
@@ -127,12 +134,6 @@ class Shortlist:
         kept = np.flatnonzero(highs >= reach[queries])
         kept = kept[np.argsort(queries[kept], kind="stable")]
         return queries[kept], positions[kept]
-
-
-def maxima(products: Tensor) -> Tensor:
-    """The largest of each `GROUP` products of a query `(q, rows)`: those of different rows."""
-    whole = products.shape[1] - products.shape[1] % GROUP
-    return products[:, :whole].unflatten(1, (-1, GROUP)).amax(dim=2) if whole else products
 
 
 def ranks(sorted_queries: Array) -> Array:
