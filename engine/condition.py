@@ -47,7 +47,7 @@ class Condition:
 
     @property
     def share(self) -> float:
-        """About how many of the rows fit, by a sample of those copied; 0 if rows cannot be looked up one by one."""
+        """About how many of the rows fit, by a sample of those copied, or by all once these were looked at; 0 if no row can be looked up before."""
         if self._share is None:
             documents = self._snapshot.documents
             known = self._fits is not None and documents is not None and len(documents.keys)
@@ -60,10 +60,10 @@ class Condition:
     def at(self, positions: Array) -> Array:
         """Whether the rows at these positions fit, bool; where `share` is not 0. Rows that are gone may, too."""
         snapshot = self._snapshot
-        assert self._fits is not None
-        assert snapshot.documents is not None
         if self._all is not None:
             return self._all[positions]
+        assert self._fits is not None
+        assert snapshot.documents is not None
         if not self._copies_are_old:
             return snapshot.documents.fitting(self._fits, positions)
         found = np.empty(len(positions), bool)
@@ -83,6 +83,7 @@ class Condition:
             if found is None:
                 found = np.zeros(len(self._snapshot.keys), bool)
                 found[self._snapshot.places(self._in_table())] = True
+            self._share = np.count_nonzero(found) / max(1, len(found))
             self._all = found
         return self._all
 

@@ -41,7 +41,7 @@ _CHANGING = re.compile(r"\b(now|random|uuid|current_\w+)\b", re.IGNORECASE)
 SHARE = 32
 """Queries for each core from which on each looks for the candidates of its own, and scores them."""
 _OFTEN, _HELD = 3, 2**27
-"""Searches with a condition from which on the rows that fit are held together, and bytes that such rows of all conditions take at most."""
+"""Searches with a condition that half of the rows fit from which on these are held together, and bytes that such rows of all conditions take at most."""
 _MANY_FIT, _SPARE, _FARTHEST = 0.3, 8, 1024
 """The share of fitting rows from which on a few queries look at the best of all rows first, how many more of these than should do, and at most how many."""
 
@@ -229,9 +229,13 @@ class Snapshot:
         return scores, keys
 
     def _held(self, condition: Condition) -> Chosen | None:
-        """The rows that fit a condition, together, if it is asked often: then searching these takes less than searching all."""
+        """The rows that fit a condition, together, if it is asked often: then searching these takes less than searching all.
+
+        Copying the rows that fit takes time, and the others are what is spared: the more fit, the later it pays.
+        """
         condition.asked += 1
-        if condition.asked >= _OFTEN and not condition.tried and self.rows.coded:
+        again = condition.asked > 1 and condition.asked * (1 - condition.share) >= _OFTEN * condition.share
+        if again and not condition.tried and self.rows.coded:
             condition.tried = True
             fits = condition.all()
             free = _HELD - len(fits) - int(np.count_nonzero(fits)) * (self.rows.dim + 8)  # codes and places

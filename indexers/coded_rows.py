@@ -46,8 +46,8 @@ _STRIP = 2048
 """Stored rows that are unpacked to float32 at a time: they are multiplied while they are in the cache."""
 _COPIED = 8192
 """Codes of rows that a filter lets through, copied at a time: they are multiplied while they are in the cache."""
-_GATHERED_SHARE, _GATHERED_SHARE_MIXED, _GATHERED_QUERIES = 0.4, 0.2, 32
-"""Rows that a filter lets through are copied together where they are at most this share, or there are this many queries at least."""
+_GATHERED_MIXED, _GATHERED, _GATHERED_BY_MANY, _MANY = 0.2, 0.5, 0.7, 16
+"""Rows that a filter lets through are copied together where they are at most this share: for a few queries, for more, and for so many or more."""
 
 
 @dataclass
@@ -197,7 +197,11 @@ class CodedRows:
             positions = np.flatnonzero(mask[start : start + len(segment.rows)])
             codes = segment.codes
             found.positions.append(positions)
-            found.codes.append(None if codes is None else torch.index_select(codes.codes, 0, torch.from_numpy(positions)))
+            copied = None
+            if codes is not None:  # NumPy's large arrays are of large pages, which the system hands out sooner
+                copied = torch.from_numpy(np.empty((len(positions), self.dim), np.int8))
+                torch.index_select(codes.codes, 0, torch.from_numpy(positions), out=copied)
+            found.codes.append(copied)
             found.loose.append(None if codes is None else np.flatnonzero(np.isin(positions, codes.loose)))
             start += len(segment.rows)
         return found
@@ -218,7 +222,7 @@ class CodedRows:
     def _blocks(
         self, queries: Array, allowed: Array | Chosen | None, until: int | None, card: torch.device | None
     ) -> Iterator[Block]:
-        """Coarse products of the queries with all rows, some rows at a time; only with those allowed, and before `until`.
+        """Coarse products of the queries with all rows, some rows at a time; with those allowed, and perhaps others, which a block names; before `until`.
 
         `card` is what `_card_for` says. The products of a block are overwritten by those of the next.
         """
@@ -226,7 +230,7 @@ class CodedRows:
         size = min(max(most_products // len(queries) // 8 * 8, _FEWEST_ROWS), most_rows)
         left = torch.from_numpy(queries)
         mixed = card is None and self._multiplies_mixed(len(queries))
-        gathered = _GATHERED_SHARE_MIXED if mixed else _GATHERED_SHARE
+        gathered = _GATHERED_BY_MANY if len(queries) >= _MANY else _GATHERED_MIXED if mixed else _GATHERED
         coding = card is not None or self._int8 or mixed
         whole = coding and not mixed
         count = len(queries) * -(-min(size, len(self)) // 8) * 8  # see `multiply_there`
@@ -237,17 +241,15 @@ class CodedRows:
             if end <= 0:
                 return
             loose = np.zeros(0, np.int64)
-            chosen = most = held = held_loose = None
+            chosen = mask = held = held_loose = None
             if isinstance(allowed, Chosen):
                 chosen, held, held_loose = allowed.positions[number], allowed.codes[number], allowed.loose[number]
                 end = len(chosen)
             elif allowed is not None:
                 mask = allowed[start : start + end]
                 count = int(np.count_nonzero(mask))
-                if count <= gathered * end or len(queries) >= _GATHERED_QUERIES:
-                    chosen, end = np.flatnonzero(mask), count
-                else:  # products of rows that take no part become LOWEST: a minimum is many times as fast as filling in
-                    most = torch.from_numpy(mask).to(room.device, room.dtype).mul_(-2 * int(LOWEST)).add_(int(LOWEST))
+                if count <= gathered * end:
+                    chosen, mask, end = np.flatnonzero(mask), None, count
             codes, coded = segment.codes if coding else None, None
             if codes is not None:
                 coded = codes.query(queries, mixed)
@@ -271,14 +273,15 @@ class CodedRows:
                     _multiply(left, rows, products)
                     none = np.zeros(len(queries))
                     numbers = products, none + 1, none, none + rough_error(self.dim)
-                if most is not None:
-                    torch.minimum(products, most[begin : begin + size], out=products)
                 if len(loose) and (chosen is None or held_loose is not None):
                     out = loose[np.searchsorted(loose, begin) : np.searchsorted(loose, begin + products.shape[1])]
                     products.index_fill_(1, torch.from_numpy(out - begin).to(room.device), int(LOWEST))
                 elif len(loose):
                     products.index_fill_(1, torch.from_numpy(np.flatnonzero(np.isin(some, loose))).to(room.device), int(LOWEST))
-                yield Block(start + begin, None, *numbers) if chosen is None else Block(start, some, *numbers)
+                if chosen is not None:
+                    yield Block(start, some, *numbers)
+                else:
+                    yield Block(start + begin, None, *numbers, None if mask is None else mask[some])
             start += len(segment.rows)
 
     def _multiplies_mixed(self, queries: int) -> bool:

@@ -237,6 +237,7 @@ class ExactIndex(CodedRows):
                 best, merged, counted = candidates.kth(torch.full_like(best, -torch.inf), 0), 1, candidates.held
                 reach = np.maximum(reach, best[:, -1].numpy())
             if (reach < -1.5).any():  # nothing is known yet: the largest products of k groups are those of k rows
+                block = block.bar()
                 products = block.products if k > block.products.shape[1] // GROUP else block.maxima
                 if k <= products.shape[1]:
                     reach = np.maximum(reach, block.lows(products.topk(k, dim=1).values).amin(dim=1).numpy())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +13,8 @@ from embell.indexers.vector_index import Array
 
 GROUP = 64
 """Rows of which only the largest product is looked at first."""
+_BARRED = 32
+"""Groups that reach for a query, from which on it is better to bar rows that take no part than to find them and leave them out."""
 LOWEST = -1e9
 """Below every score: stands where rows take no part. As a product, below all of those."""
 
@@ -21,7 +23,7 @@ LOWEST = -1e9
 class Block:
     """Coarse products `(q, rows)` of some rows: a row's score is scale * product + offset, give or take error, each `(q,)`.
 
-    The rows stand at `start` and after, or at `start` + `chosen`.
+    The rows stand at `start` and after, or at `start` + `chosen`. Where there is `allowed`, a bool array `(rows,)`, the others take no part.
     """
 
     start: int
@@ -30,6 +32,16 @@ class Block:
     scale: Array
     offset: Array
     error: Array
+    allowed: Array | None = None
+
+    def bar(self) -> Block:
+        """The same block, in which the products of rows that take no part are `LOWEST`."""
+        if self.allowed is None:
+            return self
+        # A minimum is many times as fast as filling in.
+        most = torch.from_numpy(self.allowed).to(self.products.device, self.products.dtype)
+        torch.minimum(self.products, most.mul_(-2 * int(LOWEST)).add_(int(LOWEST)), out=self.products)
+        return replace(self, allowed=None)
 
     @cached_property
     def maxima(self) -> Tensor:
@@ -75,7 +87,11 @@ class Shortlist:
         count, rows = block.products.shape
         whole = rows - rows % GROUP
         groups = block.products[:, :whole].reshape(count, whole // GROUP, GROUP)
-        asked, group = (block.maxima >= least[:, None]).nonzero(as_tuple=True)
+        reaching = block.maxima >= least[:, None]
+        if block.allowed is not None and reaching.sum() > _BARRED * count:
+            block = block.bar()
+            reaching = block.maxima >= least[:, None]
+        asked, group = reaching.nonzero(as_tuple=True)
         near = groups[asked, group]
         at, inside = (near >= least[asked, None]).nonzero(as_tuple=True)
         queries, columns, products = asked[at], group[at] * GROUP + inside, near[at, inside]
@@ -84,10 +100,13 @@ class Shortlist:
             more, inside = (rest >= least[:, None]).nonzero(as_tuple=True)
             queries, columns = torch.cat([queries, more]), torch.cat([columns, inside + whole])
             products = torch.cat([products, rest[more, inside]])
-        chosen, products, columns = queries.cpu().numpy(), products.cpu(), columns.cpu()
-        middle = products.numpy() * block.scale[chosen] + block.offset[chosen]
+        chosen, found, places = (part.cpu().numpy() for part in (queries, products, columns))
+        if block.allowed is not None:
+            kept = block.allowed[places]
+            chosen, found, places = chosen[kept], found[kept], places[kept]
+        middle = found * block.scale[chosen] + block.offset[chosen]
         error = block.error[chosen]
-        places = columns.numpy() if block.chosen is None else block.chosen[columns.numpy()]
+        places = places if block.chosen is None else block.chosen[places]
         self.add(chosen, places + block.start, middle - error, middle + error)
 
     def add(self, queries: Array, positions: Array, lows: Array, highs: Array) -> None:
