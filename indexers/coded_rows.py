@@ -36,9 +36,9 @@ Rows = TypeVar("Rows", bound="CodedRows")
 Asked = ParamSpec("Asked")
 Answer = TypeVar("Answer")
 
-_PRODUCTS = 2**20
+_PRODUCTS = 2**21
 """Products that are in work at a time: they stay in the cache until they have been looked at."""
-_FEWEST_ROWS, _MOST_ROWS = 4096, 2**18
+_FEWEST_ROWS, _MOST_ROWS = 8192, 2**18
 CARD_QUERIES = 32
 """Queries from which on a graphics card makes the products; fewer are answered before it has been asked."""
 _CARD_PRODUCTS, _CARD_ROWS = 2**26, 2**20

@@ -83,27 +83,25 @@ class Shortlist:
 
     def take(self, block: Block, least: Tensor) -> None:
         """Add the rows of a block whose product is `least` `(q,)` or more, found where its products lie."""
-        least = least.to(block.products.device)
         count, rows = block.products.shape
         whole = rows - rows % GROUP
-        groups = block.products[:, :whole].reshape(count, whole // GROUP, GROUP)
-        reaching = block.maxima >= least[:, None]
+        there = least.to(block.products.device)[:, None]
+        reaching = block.maxima >= there
         if block.allowed is not None and reaching.sum() > _BARRED * count:
             block = block.bar()
-            reaching = block.maxima >= least[:, None]
-        asked, group = reaching.nonzero(as_tuple=True)
-        near = groups[asked, group]
-        at, inside = (near >= least[asked, None]).nonzero(as_tuple=True)
-        queries, columns, products = asked[at], group[at] * GROUP + inside, near[at, inside]
+            reaching = block.maxima >= there
+        asked, group = _places(reaching)
+        near = _at(block.products[:, :whole].view(count, whole // GROUP, GROUP), asked, group)
+        at, inside = np.divmod(np.flatnonzero(near >= least.numpy()[asked, None]), GROUP)
+        chosen, places, found = asked[at], group[at] * GROUP + inside, near[at, inside]
         if whole < rows:
             rest = block.products[:, whole:]
-            more, inside = (rest >= least[:, None]).nonzero(as_tuple=True)
-            queries, columns = torch.cat([queries, more]), torch.cat([columns, inside + whole])
-            products = torch.cat([products, rest[more, inside]])
-        chosen, found, places = (part.cpu().numpy() for part in (queries, products, columns))
+            asked, inside = _places(rest >= there)
+            chosen, places = np.concatenate([chosen, asked]), np.concatenate([places, inside + whole])
+            found = np.concatenate([found, _at(rest, asked, inside)])
         if block.allowed is not None:
             kept = block.allowed[places]
-            chosen, found, places = chosen[kept], found[kept], places[kept]
+            chosen, places, found = chosen[kept], places[kept], found[kept]
         middle = found * block.scale[chosen] + block.offset[chosen]
         error = block.error[chosen]
         places = places if block.chosen is None else block.chosen[places]
@@ -158,3 +156,20 @@ class Shortlist:
 def ranks(sorted_queries: Array) -> Array:
     """How many entries of the same query stand before each."""
     return np.arange(len(sorted_queries)) - np.searchsorted(sorted_queries, sorted_queries)
+
+
+def _places(true: Tensor) -> tuple[Array, Array]:
+    """Where a table is true: rows and columns, in order. By NumPy, unless it lies on a card: PyTorch's way is several times as slow."""
+    if true.is_cuda:
+        rows, columns = true.nonzero(as_tuple=True)
+        return rows.cpu().numpy(), columns.cpu().numpy()
+    rows, columns = np.divmod(np.flatnonzero(true.numpy()), max(1, true.shape[1]))
+    return rows, columns
+
+
+def _at(table: Tensor, rows: Array, columns: Array) -> Array:
+    """What stands there in a table; read where that lies."""
+    if table.is_cuda:
+        return table[torch.from_numpy(rows).to(table.device), torch.from_numpy(columns).to(table.device)].cpu().numpy()
+    found: Array = table.numpy()[rows, columns]
+    return found
