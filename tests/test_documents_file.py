@@ -222,21 +222,48 @@ def test_an_empty_collection_refuses_wrong_conditions(tmp_path: Path) -> None:
         collection.delete(where="typo = 1")
 
 
-def test_rows_of_conditions_that_are_asked_often_are_held_within_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def asked_until_held(collection: Collection, where: str, queries: np.ndarray, most: int) -> int | None:
+    """How many searches it takes until the rows that fit are held together; all of them find the same."""
+    first = collection.search(queries, 7, where=where)
+    condition = collection._look().conditions[where]
+    for number in range(1, most + 1):
+        if condition.held is not None:
+            return number
+        assert collection.search(queries, 7, where=where) == first
+    return None
+
+
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_rows_that_fit_are_held_together_when_that_pays(tmp_path: Path, count: int) -> None:
+    collection = Collection.create(tmp_path / "c", None, dim=32)
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((1000, 32)).astype(np.float32)
+    collection.add(Document(str(at), "x", {"n": int(n)}, row) for at, (n, row) in enumerate(zip(rng.permutation(1000), rows)))
+    queries = rng.standard_normal((count, 32))
+    wheres = {"n < 10": 2, "n < 250": 2, "n < 500": 3, "n < 500 OR n = -1": 3, "n >= 250": 9, "n >= 100": 27}
+    for where, asked in wheres.items():
+        found = asked_until_held(collection, where, queries, 60)
+        assert found is not None
+        assert 0.6 * asked <= found <= 2 * asked + 1, where  # how many fit is known by a sample, where a few queries are asked
+    assert asked_until_held(collection, "n >= 0", queries, 40) is None
+    assert asked_until_held(collection, "n < 0", queries, 40) is not None
+
+
+def test_rows_that_are_held_together_make_room_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     collection = Collection.create(tmp_path / "c", None, dim=32)
     rng = np.random.default_rng(0)
     collection.add(Document(str(at), "x", {"n": at % 10}, rng.standard_normal(32).astype(np.float32)) for at in range(1000))
-    monkeypatch.setattr("embell.engine.snapshot._HELD", 41 * 999)
+    monkeypatch.setattr("embell.engine.snapshot._HELD", 36_999)  # 1 000 and 40 for each row that fits
     asked = rng.standard_normal((1, 32))
-    wheres = ["n < 3", "n > 5", "n <> 4", "n >= 0"]
+    wheres = ["n < 3", "n > 5", "n < 5", "n <> 4"]
     right = [collection.search(asked, 7, where=where) for where in wheres]
     conditions = collection._look().conditions
     for where, found in zip(wheres, right, strict=True):
         assert conditions[where].held is None
-        for _ in range(4):
+        for _ in range(40):
             assert collection.search(asked, 7, where=where) == found
     held = [where for where in wheres if conditions[where].held is not None]
-    assert held == ["n <> 4"]  # the one before made room for it, and the last is too large
+    assert held == ["n < 5"]  # those before made room for it, and the last is too large
     assert [collection.search(asked, 7, where=where) for where in wheres] == right
 
 

@@ -247,6 +247,38 @@ def test_rows_held_together_are_searched_in_blocks(int8: bool, mixed: bool, monk
         np.testing.assert_array_equal(index.search(queries[:count], 20, index.chosen(mask))[1], ranked(truth[:count], 20))
 
 
+@pytest.mark.parametrize("count", [1, 5, 40])
+@pytest.mark.parametrize(("int8", "mixed", "card"), [(True, False, False), (False, True, False), (False, False, False), (True, False, True)])
+def test_rows_that_take_no_part_may_be_nearer_than_all_others(
+    int8: bool, mixed: bool, card: bool, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a few of them are in the way, which are left out of what is found, or thousands, which are barred first."""
+    monkeypatch.setattr(rows_module, "_PRODUCTS", 1)
+    monkeypatch.setattr(rows_module, "_FEWEST_ROWS", 4096)
+    if card:
+        as_if_on_a_card(monkeypatch)
+    rng = np.random.default_rng(23)
+    middle, away = np.linalg.qr(rng.standard_normal((32, 2)))[0].T
+    queries = renormalise(middle + 0.02 * rng.standard_normal((count, 32)))
+    near = renormalise(middle + 0.1 * rng.standard_normal((9000, 32)))
+    far = renormalise(0.3 * middle + away + 0.1 * rng.standard_normal((11_000, 32)))
+    rows = np.concatenate([near, far])[rng.permutation(20_000)].astype(np.float16)
+    index = ExactIndex(32)
+    index._int8, index._mixed = int8 and int8_products(), mixed and mixed_products(32)
+    index.add(np.arange(20_000), rows)
+    index._segments[0].codes = Codes.of(rows)
+    truth = reference(queries, rows)
+    order = np.argsort(-truth.mean(axis=0))
+    for barred in (order[:30], order[:5500]):
+        allowed = np.ones(20_000, bool)
+        allowed[barred] = False
+        right = np.where(allowed, truth, -np.inf)
+        np.testing.assert_array_equal(index.search(queries, 10, allowed)[1], ranked(right, 10))
+        least = float(np.sort(right, axis=None)[-50])
+        for found, row in zip(index.range_search(queries, least, allowed), right, strict=True):
+            assert found[1].tolist() == sorted(np.flatnonzero(row >= least), key=lambda at: (-row[at], at))
+
+
 def test_ten_thousand_equal_rows_are_ordered_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = np.repeat(unit_rows(3, 1, 32).astype(np.float16), 10_000, axis=0)
     others = unit_rows(4, 500, 32).astype(np.float16)
