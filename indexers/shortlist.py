@@ -161,9 +161,9 @@ def ranks(sorted_queries: Array) -> Array:
 def _places(true: Tensor) -> tuple[Array, Array]:
     """Where a table is true: rows and columns, in order. By NumPy, unless it lies on a card: PyTorch's way is several times as slow."""
     if true.is_cuda:
-        rows, columns = true.nonzero(as_tuple=True)
-        return rows.cpu().numpy(), columns.cpu().numpy()
-    rows, columns = np.divmod(np.flatnonzero(true.numpy()), max(1, true.shape[1]))
+        rows, columns = (part.cpu().numpy() for part in true.nonzero(as_tuple=True))
+    else:
+        rows, columns = np.divmod(np.flatnonzero(true.numpy()), max(1, true.shape[1]))
     return rows, columns
 
 

@@ -238,7 +238,9 @@ def test_rows_that_fit_are_held_together_when_that_pays(tmp_path: Path, count: i
     collection = Collection.create(tmp_path / "c", None, dim=32)
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((1000, 32)).astype(np.float32)
-    collection.add(Document(str(at), "x", {"n": int(n)}, row) for at, (n, row) in enumerate(zip(rng.permutation(1000), rows)))
+    collection.add(
+        Document(str(at), "x", {"n": int(n)}, row) for at, (n, row) in enumerate(zip(rng.permutation(1000), rows, strict=True))
+    )
     queries = rng.standard_normal((count, 32))
     wheres = {"n < 10": 2, "n < 250": 2, "n < 500": 3, "n < 500 OR n = -1": 3, "n >= 250": 9, "n >= 100": 27}
     for where, asked in wheres.items():

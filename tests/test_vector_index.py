@@ -248,7 +248,9 @@ def test_rows_held_together_are_searched_in_blocks(int8: bool, mixed: bool, monk
 
 
 @pytest.mark.parametrize("count", [1, 5, 40])
-@pytest.mark.parametrize(("int8", "mixed", "card"), [(True, False, False), (False, True, False), (False, False, False), (True, False, True)])
+@pytest.mark.parametrize(
+    ("int8", "mixed", "card"), [(True, False, False), (False, True, False), (False, False, False), (True, False, True)]
+)
 def test_rows_that_take_no_part_may_be_nearer_than_all_others(
     int8: bool, mixed: bool, card: bool, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
