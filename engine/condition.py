@@ -83,8 +83,8 @@ class Condition:
             if found is None:
                 found = np.zeros(len(self._snapshot.keys), bool)
                 found[self._snapshot.places(self._in_table())] = True
-            self._share = np.count_nonzero(found) / max(1, len(found))
             self._all = found
+            self._share = np.count_nonzero(found) / max(1, len(found))  # afterwards: who knows it may ask `at`
         return self._all
 
     def _in_table(self) -> Array:
